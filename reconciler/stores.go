@@ -1,0 +1,152 @@
+package reconciler
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// ArtifactKind is what an artifact is; it is also the label of what was removed.
+type ArtifactKind string
+
+// The kinds of artifacts.
+const (
+	ResultKey    ArtifactKind = "results"
+	CompanionKey ArtifactKind = "companions"
+)
+
+// Artifact is anything of a task in Redis.
+type Artifact struct {
+	Kind ArtifactKind
+	Key  string
+	// Stamp tells this value from any that replaces it.
+	Stamp Stamp
+	// Name is the Celery task name that the artifact itself tells, "" for none.
+	Name string
+}
+
+// Stamp identifies a string value without holding much of it: a value of up to
+// StampWhole bytes whole, of a larger one its length, first and last bytes
+// (where Celery writes date_done, which every write changes).
+type Stamp struct {
+	Len        int64
+	Head, Tail string
+}
+
+// StampWhole is the size in bytes up to which a stamp is the value itself.
+const StampWhole = 16 << 10
+
+// StampEdge is how many bytes of either end a stamp holds of a larger value.
+const StampEdge = 4 << 10
+
+// Found is what Redis holds of a subject.
+type Found struct {
+	Artifacts []Artifact
+	// Deleted: a record says that we removed this subject on evidence deleted.
+	Deleted bool
+	// HoldUntil: restored, and not to be removed before then; zero for none.
+	HoldUntil time.Time
+}
+
+// Look asks for the artifacts of a subject.
+type Look struct {
+	Subject Subject
+	// Spelling is the id as it was seen, where Spellings does not give it.
+	Spelling string
+}
+
+// Removal asks for artifacts of one subject to be removed, all in one step, and
+// only while each is what its stamp says.
+type Removal struct {
+	Subject   Subject
+	Artifacts []Artifact
+	Record    Record
+}
+
+// Record is what is remembered of a removal: tombstone, undo and history.
+type Record struct {
+	Evidence   Evidence  `json:"evidence"`
+	Table      string    `json:"table,omitempty"`
+	Key        string    `json:"key,omitempty"`
+	Trigger    Trigger   `json:"trigger"`
+	LSN        string    `json:"lsn,omitempty"`
+	XID        uint32    `json:"xid,omitempty"`
+	CommitTime time.Time `json:"commit_time,omitzero"`
+	TraceID    string    `json:"trace_id,omitempty"`
+	Removed    time.Time `json:"removed_at"`
+}
+
+// RemoveStatus is how a removal ended.
+type RemoveStatus string
+
+// The ways in which a removal ends.
+const (
+	// Removed: every artifact that was still there is gone, and recorded.
+	Removed RemoveStatus = "removed"
+	// Changed: at least one artifact was another by now, and was left.
+	Changed RemoveStatus = "changed"
+	// Stale: another leader has taken over; nothing was removed.
+	Stale RemoveStatus = "stale"
+	// Paused: an operator paused removals; nothing was removed.
+	Paused RemoveStatus = "paused"
+	// Held: restored by an operator; nothing was removed.
+	Held RemoveStatus = "held"
+)
+
+// RemoveResult is what a removal did.
+type RemoveResult struct {
+	Status RemoveStatus
+	// Count is how many artifacts of each kind were removed.
+	Count map[ArtifactKind]int
+}
+
+// Artifacts is Redis as the reconciler needs it. Both methods answer in the
+// order of what they were asked, and fail as a whole.
+type Artifacts interface {
+	Look(ctx context.Context, looks []Look) ([]Found, error)
+	// Remove refuses with Stale where epoch is not the newest leader's.
+	Remove(ctx context.Context, epoch uint64, removals []Removal) ([]RemoveResult, error)
+}
+
+// RowState is what the database says of a subject's row.
+type RowState struct {
+	// Exists: a row of some binding is this subject's.
+	Exists bool
+	// Candidates are the bindings whose column types can hold the subject's id.
+	Candidates BindingSet
+}
+
+// RowLook is the answer of one look at the rows.
+type RowLook struct {
+	// Snapshot was taken before the rows were read: what it sees, the rows show.
+	Snapshot Snapshot
+	// States are in the order of the subjects.
+	States []RowState
+}
+
+// Rows is PostgreSQL as the reconciler needs it: the primary, READ COMMITTED,
+// row_security off. Any error means that nothing is known.
+type Rows interface {
+	Look(ctx context.Context, looks []Look) (RowLook, error)
+	// Running lists what is under way now.
+	Running(ctx context.Context) (Running, error)
+	// EmptyTables are the bindings whose table has no row.
+	EmptyTables(ctx context.Context) (BindingSet, error)
+}
+
+// Hinted is an error that an operator has to mend, with how.
+type Hinted struct {
+	Err error
+	// Hint is what to do: the exact SQL or Redis command where there is one.
+	Hint string
+}
+
+func (h *Hinted) Error() string { return h.Err.Error() + "\n  fix: " + h.Hint }
+
+func (h *Hinted) Unwrap() error { return h.Err }
+
+// Hint adds what to do to an error.
+func Hint(err error, hint string) error { return &Hinted{Err: err, Hint: hint} }
+
+// ErrUnreachable marks errors of a store that cannot be reached (exit code 5).
+var ErrUnreachable = errors.New("unreachable")
