@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"sort"
+	"sync"
 	"time"
 )
 
@@ -97,11 +98,12 @@ type Running struct {
 // passed once each transaction that ran then has ended, so that a row which one
 // of them was inserting is visible, and once replication is past the position
 // of then, so that a row which was deleted before is known to be deleted.
-// It does not lock itself: one goroutine at a time.
+// Tasks that were seen together share one, so it is safe for concurrent use.
 type Fence struct {
 	// Taken is when, by our clock.
 	Taken time.Time
 	at    LSN
+	mu    sync.Mutex
 	// waiting are the transactions that have not been seen to end.
 	virtual  map[string]Transaction
 	prepared map[string]Transaction
@@ -118,6 +120,8 @@ func NewFence(now time.Time, r Running) *Fence {
 // Observe strikes out what has ended by the time of r, which must have been
 // read after the fence was taken.
 func (f *Fence) Observe(r Running) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if !f.converted {
 		retain(f.virtual, byID(r.Virtual))
 		if len(f.virtual) > 0 {
@@ -132,20 +136,20 @@ func (f *Fence) Observe(r Running) {
 	retain(f.prepared, byID(r.Prepared))
 }
 
-// Passed tells whether nothing of then is under way; processed is the position
-// up to which replication has been handed to the queue.
-func (f *Fence) Passed(processed LSN) bool {
-	return f.converted && len(f.prepared) == 0 && processed >= f.at
+// Ended tells whether no transaction of then is still open.
+func (f *Fence) Ended() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.converted && len(f.prepared) == 0
 }
-
-// Ended is Passed without the position: no transaction of then is still open.
-func (f *Fence) Ended() bool { return f.converted && len(f.prepared) == 0 }
 
 // At is the WAL position that replication must have passed.
 func (f *Fence) At() LSN { return f.at }
 
 // Waiting lists the transactions that hold the fence.
 func (f *Fence) Waiting() []Transaction {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	m := f.virtual
 	if f.converted {
 		m = f.prepared

@@ -114,6 +114,9 @@ type RowState struct {
 	Exists bool
 	// Candidates are the bindings whose column types can hold the subject's id.
 	Candidates BindingSet
+	// Keyed are those of them in which the id can be the row's key: the bindings
+	// that match by celery_id, and the binding of a Row subject.
+	Keyed BindingSet
 }
 
 // RowLook is the answer of one look at the rows.

@@ -25,8 +25,8 @@ type Event struct {
 	Seen time.Time
 	// Deletion is the evidence that came with it, nil for none.
 	Deletion *reconciler.Deletion
-	// Fence is one that was taken after Seen, nil for none.
-	Fence *reconciler.Fence
+	// Accepted: an operator let the pass that found it through the guard.
+	Accepted bool
 	// Done is called exactly once, from any goroutine, when nothing of the event
 	// is left to do, or when a later event that was merged with it stands for it.
 	// It must not block. nil where the source does not care.

@@ -1,0 +1,177 @@
+package reconciler
+
+import (
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Trip is why the guard holds all removals on evidence absent.
+type Trip struct {
+	Reason string    `json:"reason"`
+	Since  time.Time `json:"since"`
+	// Orphans of Seen tasks looked orphaned when it was last judged.
+	Orphans int `json:"orphans"`
+	Seen    int `json:"seen"`
+}
+
+// Tally is what a pass has found, before its first removal.
+type Tally struct {
+	// Seen are the tasks that are, or may be, of a bound table; Orphans those of
+	// them that have no row and no known deletion.
+	Seen, Orphans int
+	// EmptyTables are the names of bound tables without a row.
+	EmptyTables []string
+	// Identity is what is wrong with the database's identity, "" for nothing.
+	Identity string
+}
+
+// Guard is R5: it doubts that so many rows can be missing. Once tripped it stays
+// so, across restarts, until an operator re-arms it or accepts what it reported.
+// Its state is a Trip; keeping that is its caller's.
+type Guard struct {
+	maxRatio  float64
+	minSample int
+	window    time.Duration
+	now       func() time.Time
+
+	mu       sync.Mutex
+	trip     *Trip
+	accepted int // orphans that the next pass may have, 0 for none
+	buckets  []bucket
+}
+
+type bucket struct {
+	from          time.Time
+	seen, orphans int
+}
+
+const (
+	guardWindow  = 10 * time.Minute
+	guardBuckets = 10
+)
+
+// NewGuard is an armed guard; trip is one that was kept from an earlier run, or nil.
+func NewGuard(p Policy, trip *Trip, now func() time.Time) *Guard {
+	return &Guard{maxRatio: p.MaxAbsentRatio, minSample: p.MinSample, window: guardWindow, now: now, trip: trip}
+}
+
+// Load sets the trip that another run has kept.
+func (g *Guard) Load(trip *Trip) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.trip = trip
+}
+
+// Tripped is the trip that holds now, nil for none.
+func (g *Guard) Tripped() *Trip {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.trip == nil {
+		return nil
+	}
+	t := *g.trip
+	return &t
+}
+
+// JudgePass tells whether the orphans of a pass may be removed, and whether an
+// operator has accepted them, which holds for this one pass.
+func (g *Guard) JudgePass(t Tally) (ok, accepted bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if t.Orphans == 0 && t.Identity == "" {
+		return g.trip == nil, false
+	}
+	if g.accepted > 0 && t.Orphans <= g.accepted {
+		g.trip, g.accepted, g.buckets = nil, 0, nil
+		return true, true
+	}
+	g.accepted = 0
+	if reason := g.doubt(t); reason != "" {
+		g.set(reason, t.Seen, t.Orphans)
+	} else if g.trip != nil {
+		g.trip.Seen, g.trip.Orphans = t.Seen, t.Orphans
+	}
+	return g.trip == nil, false
+}
+
+// ObserveEvents counts what events showed since the last call: tasks looked at,
+// and those that look orphaned. It tells whether this has tripped the guard.
+func (g *Guard) ObserveEvents(seen, orphans int) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	now := g.now()
+	if n := len(g.buckets); n == 0 || now.Sub(g.buckets[n-1].from) >= g.window/guardBuckets {
+		g.buckets = append(g.buckets, bucket{from: now})
+	}
+	b := &g.buckets[len(g.buckets)-1]
+	b.seen += seen
+	b.orphans += orphans
+	for len(g.buckets) > 0 && now.Sub(g.buckets[0].from) >= g.window {
+		g.buckets = g.buckets[1:]
+	}
+	if g.trip != nil {
+		return false
+	}
+	var t Tally
+	for _, b := range g.buckets {
+		t.Seen += b.seen
+		t.Orphans += b.orphans
+	}
+	reason := g.doubt(t)
+	if reason == "" {
+		return false
+	}
+	g.set(reason+", in the last 10 minutes of events", t.Seen, t.Orphans)
+	return true
+}
+
+// TripEmpty trips the guard because tables have no row. It tells whether that is new.
+func (g *Guard) TripEmpty(tables []string, orphans int) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.trip != nil {
+		return false
+	}
+	g.set(g.doubt(Tally{Seen: orphans, Orphans: orphans, EmptyTables: tables}), orphans, orphans)
+	return true
+}
+
+// Rearm forgets the trip; the next pass judges anew.
+func (g *Guard) Rearm() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.trip, g.accepted, g.buckets = nil, 0, nil
+}
+
+// Accept lets the next pass remove what was reported, with a little more for
+// what has come since.
+func (g *Guard) Accept() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.trip == nil {
+		return
+	}
+	g.accepted = g.trip.Orphans + g.trip.Orphans/10 + 10
+}
+
+func (g *Guard) set(reason string, seen, orphans int) {
+	t := Trip{Reason: reason, Since: g.now(), Seen: seen, Orphans: orphans}
+	if g.trip != nil {
+		t.Since = g.trip.Since
+	}
+	g.trip = &t
+}
+
+func (g *Guard) doubt(t Tally) string {
+	switch {
+	case t.Identity != "":
+		return t.Identity
+	case len(t.EmptyTables) > 0:
+		return "table " + strings.Join(t.EmptyTables, ", ") + " is empty"
+	case t.Seen >= g.minSample && float64(t.Orphans) > g.maxRatio*float64(t.Seen):
+		return fmt.Sprintf("%d of %d tasks look orphaned, more than %.0f %%", t.Orphans, t.Seen, 100*g.maxRatio)
+	}
+	return ""
+}

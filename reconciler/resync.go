@@ -1,0 +1,470 @@
+package reconciler
+
+import (
+	"context"
+	"encoding/hex"
+	"fmt"
+	"time"
+)
+
+// Pass is the progress, and in the end the report, of a resync.
+type Pass struct {
+	Reason  string    `json:"reason"`
+	Started time.Time `json:"started"`
+	Ended   time.Time `json:"ended,omitzero"`
+	// Stage is what it is at: scanning, comparing, waiting, judging, submitting, done, failed.
+	Stage string `json:"stage"`
+	// Scanned keys, and of them those that have no row.
+	Scanned int64 `json:"scanned"`
+	Suspect int64 `json:"suspects"`
+	// Orphans on evidence absent; Deleted have a known deletion and are in hand.
+	Orphans int64 `json:"orphans"`
+	Deleted int64 `json:"deleted"`
+	// Unknown: nothing tells whose they are (R6).
+	Unknown int64 `json:"unknown"`
+	// Submitted to the queue; Guarded are held by the guard.
+	Submitted int64  `json:"submitted"`
+	Guarded   int64  `json:"guarded"`
+	Error     string `json:"error,omitempty"`
+}
+
+// OrphanCount names orphans that something holds.
+type OrphanCount struct {
+	Binding string
+	HeldBy  HeldBy
+}
+
+// The stages of a pass.
+const (
+	stageScan    = "scanning"
+	stageCompare = "comparing"
+	stageWait    = "waiting for replication"
+	stageJudge   = "judging"
+	stageSubmit  = "submitting"
+	stageDone    = "done"
+	stageFailed  = "failed"
+)
+
+const (
+	// chunk is how many scanned ids are held at once.
+	chunk = 250_000
+	// maxSuspects bounds what one pass submits; what is over it, the next one does.
+	maxSuspects = 100_000
+	// lookBatch is how many are looked at in one round trip.
+	lookBatch = 1000
+	// wholeTable: rows per key up to which streaming all ids beats looking keys up
+	// (facts: lookups win below about rows/20 keys).
+	wholeTable = 20
+)
+
+// Suspect is an orphan that a pass has found, to be submitted to the queue.
+type Suspect struct {
+	Look
+	Accepted bool
+}
+
+// Progress is the pass under way, or the last one.
+func (r *Reconciler) Progress() Pass {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.pass
+}
+
+// OrphanCounts are the orphans that the last pass saw and something holds.
+func (r *Reconciler) OrphanCounts() map[OrphanCount]int64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	out := make(map[OrphanCount]int64, len(r.orphans)+len(r.Bindings))
+	for _, b := range r.Bindings {
+		for _, h := range []HeldBy{HeldByGuard, HeldByUnknown, HeldByPolicy} {
+			out[OrphanCount{b.Name(), h}] = 0
+		}
+	}
+	for k, n := range r.orphans {
+		out[k] = n
+	}
+	return out
+}
+
+func (r *Reconciler) update(f func(p *Pass)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	f(&r.pass)
+}
+
+// Resync compares everything in Redis with the tables, and submits what has no
+// row: each is then looked at again, and gated, like any event. observe only
+// counts. It tells whether there was more than one pass submits.
+func (r *Reconciler) Resync(ctx context.Context, term Term, reason string, observe bool, submit func(context.Context, []Suspect) error) (more bool, err error) {
+	r.update(func(p *Pass) { *p = Pass{Reason: reason, Started: r.Now(), Stage: stageScan} })
+	more, err = r.compareAll(ctx, term, observe, submit)
+	r.update(func(p *Pass) {
+		p.Ended, p.Stage = r.Now(), stageDone
+		if err != nil {
+			p.Stage, p.Error = stageFailed, err.Error()
+		}
+	})
+	if err != nil {
+		return false, fmt.Errorf("resync (%s): %w", reason, err)
+	}
+	r.firstPass.Store(true)
+	return more, nil
+}
+
+func (r *Reconciler) compareAll(ctx context.Context, term Term, observe bool, submit func(context.Context, []Suspect) error) (bool, error) {
+	c := newComparison(r)
+	if err := r.Scanner.Scan(ctx, func(ls []Look) error { return c.add(ctx, ls) }); err != nil {
+		return false, fmt.Errorf("scan redis: %w", err)
+	}
+	if err := c.flush(ctx); err != nil {
+		return false, err
+	}
+	// A backlog in the slot is evidence deleted, not a mass of absent rows: all
+	// that was deleted before the comparison ended must have been read.
+	now, err := r.Rows.Running(ctx)
+	if err != nil {
+		return false, fmt.Errorf("note the log position: %w", err)
+	}
+	r.update(func(p *Pass) { p.Stage = stageWait })
+	if err := waitPosition(ctx, term, now.At); err != nil {
+		return false, err
+	}
+	r.update(func(p *Pass) { p.Stage = stageJudge })
+	t, confirmed, err := r.classify(ctx, c)
+	if err != nil {
+		return false, err
+	}
+	tripped := r.Guard.Tripped() != nil
+	ok, accepted := r.Guard.JudgePass(t.Tally)
+	if !ok {
+		if !tripped {
+			r.logTrip(ctx)
+		}
+		t.holdAll(HeldByGuard)
+		r.update(func(p *Pass) { p.Guarded = int64(t.Orphans) })
+		confirmed = onlyDeleted(confirmed)
+	} else if observe {
+		t.holdAll(HeldByPolicy)
+	}
+	r.mu.Lock()
+	r.orphans = t.held
+	r.mu.Unlock()
+	if observe {
+		return false, nil
+	}
+	r.update(func(p *Pass) { p.Stage = stageSubmit })
+	for len(confirmed) > 0 {
+		n := min(lookBatch, len(confirmed))
+		batch := make([]Suspect, n)
+		for i, s := range confirmed[:n] {
+			batch[i] = Suspect{Look: s.Look, Accepted: accepted}
+		}
+		if err := submit(ctx, batch); err != nil {
+			return false, fmt.Errorf("submit: %w", err)
+		}
+		confirmed = confirmed[n:]
+		r.update(func(p *Pass) { p.Submitted += int64(n) })
+	}
+	return ok && c.dropped > 0, nil
+}
+
+func waitPosition(ctx context.Context, term Term, at LSN) error {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for term.Position() < at {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+	return nil
+}
+
+// confirmedSuspect has been looked at twice and has no row.
+type confirmedSuspect struct {
+	Look
+	deleted bool
+}
+
+func onlyDeleted(in []confirmedSuspect) (out []confirmedSuspect) {
+	for _, s := range in {
+		if s.deleted {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// tally is a Tally with what is held, for the metric.
+type tally struct {
+	Tally
+	in   map[string]int64 // orphans by binding
+	held map[OrphanCount]int64
+}
+
+func (t *tally) holdAll(by HeldBy) {
+	for b, n := range t.in {
+		t.held[OrphanCount{b, by}] = n
+	}
+}
+
+// classify looks again at all suspects, their values included, so that the pass
+// is judged as a whole before its first removal.
+func (r *Reconciler) classify(ctx context.Context, c *comparison) (tally, []confirmedSuspect, error) {
+	t := tally{in: map[string]int64{}, held: map[OrphanCount]int64{}}
+	unknown := func(in BindingSet) { t.held[OrphanCount{r.firstName(in), HeldByUnknown}]++ }
+	var out []confirmedSuspect
+	var nameless, candidates []classified
+	var weakIn BindingSet
+	for from := 0; from < len(c.suspects); from += lookBatch {
+		batch := c.suspects[from:min(from+lookBatch, len(c.suspects))]
+		looks, err := r.lookAll(ctx, batch)
+		if err != nil {
+			return t, nil, err
+		}
+		for i, l := range looks {
+			if len(l.found.Artifacts) == 0 || l.row.Exists {
+				continue
+			}
+			if l.found.Deleted || r.Memory.Has(batch[i].Subject) {
+				out = append(out, confirmedSuspect{batch[i], true})
+				continue
+			}
+			cl := classified{look: batch[i], row: l.row}
+			cl.nameless = namesOf(l.found) == ""
+			if !r.mayBeOurs(batch[i].Subject, &looks[i]) {
+				if _, n := attributable(Situation{Bindings: r.Bindings, Subject: batch[i].Subject, Row: l.row, Found: l.found, Foreign: r.foreign.Load()}); n > 0 {
+					unknown(l.row.Candidates)
+				}
+				continue
+			}
+			if cl.nameless {
+				nameless = append(nameless, cl)
+			} else {
+				candidates = append(candidates, cl)
+			}
+		}
+	}
+	// Only now is it known whether other tasks share the place: R6 again for those without a name.
+	for _, cl := range nameless {
+		l := look{row: cl.row, found: Found{Artifacts: []Artifact{{Kind: ResultKey}}}}
+		if r.mayBeOurs(cl.look.Subject, &l) {
+			candidates = append(candidates, cl)
+		} else {
+			unknown(cl.row.Candidates)
+		}
+	}
+	deleted := len(out)
+	for _, cl := range candidates {
+		out = append(out, confirmedSuspect{Look: cl.look})
+		weakIn |= cl.row.Candidates
+		t.in[r.firstName(cl.row.Candidates)]++
+	}
+	orphans := len(candidates)
+	t.Orphans = orphans + c.dropped
+	t.Seen = int(c.living) + t.Orphans
+	r.update(func(p *Pass) {
+		p.Orphans, p.Deleted = int64(t.Orphans), int64(deleted)
+		for _, n := range t.held {
+			p.Unknown += n
+		}
+	})
+	return t, out, r.doubts(ctx, &t.Tally, weakIn)
+}
+
+type classified struct {
+	look     Look
+	row      RowState
+	nameless bool
+}
+
+func namesOf(f Found) string {
+	for _, a := range f.Artifacts {
+		if a.Name != "" {
+			return a.Name
+		}
+	}
+	return ""
+}
+
+// doubts adds to the tally what else speaks against it.
+func (r *Reconciler) doubts(ctx context.Context, t *Tally, weakIn BindingSet) error {
+	identity, err := r.Tables.Identity(ctx)
+	if err != nil {
+		return fmt.Errorf("read the database's identity: %w", err)
+	}
+	kept, err := r.RecordIdentity(ctx, identity)
+	if err != nil {
+		return fmt.Errorf("record the database's identity: %w", err)
+	}
+	if kept != identity {
+		t.Identity = fmt.Sprintf("this is not the database of the first start: it is %s, that was %s", identity, kept)
+	}
+	if t.Orphans == 0 {
+		return nil
+	}
+	empty, err := r.Rows.EmptyTables(ctx)
+	if err != nil {
+		return fmt.Errorf("see whether tables are empty: %w", err)
+	}
+	t.EmptyTables = r.names(empty & weakIn)
+	return nil
+}
+
+// lookAll is look without works, for a pass.
+func (r *Reconciler) lookAll(ctx context.Context, asked []Look) ([]look, error) {
+	works := make([]*Work, len(asked))
+	for i, a := range asked {
+		works[i] = &Work{Subject: a.Subject, Spelling: a.Spelling}
+	}
+	return r.look(ctx, works, make([]*workSpan, len(works)))
+}
+
+func (r *Reconciler) firstName(set BindingSet) string {
+	for i, b := range r.Bindings {
+		if set.Has(i) {
+			return b.Name()
+		}
+	}
+	return ""
+}
+
+// comparison is the set difference: ids in Redis without a row.
+type comparison struct {
+	r *Reconciler
+	// uuids and others hold the chunk under way; uuids compactly, by their bytes.
+	uuids    map[[16]byte]string
+	others   map[Subject]string
+	rows     int64
+	living   int64
+	suspects []Look
+	dropped  int
+}
+
+func newComparison(r *Reconciler) *comparison {
+	return &comparison{r: r, uuids: map[[16]byte]string{}, others: map[Subject]string{}}
+}
+
+// add takes scanned keys. Row subjects are few: they are looked up right away
+// with the rest of the chunk.
+func (c *comparison) add(ctx context.Context, ls []Look) error {
+	for _, l := range ls {
+		if u, ok := uuidBytes(l.Subject); ok {
+			c.uuids[u] = l.Spelling
+		} else {
+			c.others[l.Subject] = l.Spelling
+		}
+	}
+	c.r.update(func(p *Pass) { p.Scanned += int64(len(ls)) })
+	if len(c.uuids)+len(c.others) >= chunk {
+		return c.flush(ctx)
+	}
+	return nil
+}
+
+func uuidBytes(s Subject) (u [16]byte, ok bool) {
+	if s.Kind != Task {
+		return u, false
+	}
+	digits, ok := uuidHex(s.ID)
+	if !ok {
+		return u, false
+	}
+	_, err := hex.Decode(u[:], digits[:])
+	return u, err == nil
+}
+
+// flush compares the chunk with the tables.
+func (c *comparison) flush(ctx context.Context) error {
+	n := int64(len(c.uuids) + len(c.others))
+	if n == 0 {
+		return nil
+	}
+	c.r.update(func(p *Pass) { p.Stage = stageCompare })
+	defer c.r.update(func(p *Pass) { p.Stage = stageScan })
+	rows := int64(0)
+	for i := range c.r.Bindings {
+		e, err := c.r.Tables.Estimate(ctx, i)
+		if err != nil {
+			return fmt.Errorf("estimate the rows of %s: %w", c.r.Bindings[i].Name(), err)
+		}
+		rows += e
+	}
+	if n > lookBatch && n*wholeTable > rows {
+		if err := c.subtractTables(ctx); err != nil {
+			return err
+		}
+	}
+	return c.lookUpRest(ctx)
+}
+
+// subtractTables strikes out every id that a table holds.
+func (c *comparison) subtractTables(ctx context.Context) error {
+	for i, b := range c.r.Bindings {
+		err := c.r.Tables.EachID(ctx, i, func(id string) error {
+			s := TaskSubject(id)
+			before := len(c.uuids) + len(c.others)
+			if u, ok := uuidBytes(s); ok {
+				delete(c.uuids, u)
+			} else {
+				delete(c.others, s)
+			}
+			c.living += int64(before - len(c.uuids) - len(c.others))
+			return nil
+		})
+		if err != nil {
+			return fmt.Errorf("read the ids of %s: %w", b.Name(), err)
+		}
+	}
+	return nil
+}
+
+// lookUpRest asks for what is left, which makes suspects of what has no row and
+// could have one.
+func (c *comparison) lookUpRest(ctx context.Context) error {
+	batch := make([]Look, 0, lookBatch)
+	ask := func() error {
+		if len(batch) == 0 {
+			return nil
+		}
+		answer, err := c.r.Rows.Look(ctx, batch)
+		if err != nil {
+			return fmt.Errorf("read rows: %w", err)
+		}
+		for i, s := range answer.States {
+			switch {
+			case s.Exists:
+				c.living++
+			case s.Candidates == 0:
+			case len(c.suspects) < maxSuspects:
+				c.suspects = append(c.suspects, batch[i])
+				c.r.update(func(p *Pass) { p.Suspect++ })
+			default:
+				c.dropped++
+				c.r.update(func(p *Pass) { p.Suspect++ })
+			}
+		}
+		batch = batch[:0]
+		return nil
+	}
+	push := func(l Look) error {
+		if batch = append(batch, l); len(batch) == lookBatch {
+			return ask()
+		}
+		return nil
+	}
+	for u, spelling := range c.uuids {
+		if err := push(Look{Subject: TaskSubject(hex.EncodeToString(u[:])), Spelling: spelling}); err != nil {
+			return err
+		}
+	}
+	for s, spelling := range c.others {
+		if err := push(Look{Subject: s, Spelling: spelling}); err != nil {
+			return err
+		}
+	}
+	clear(c.uuids)
+	clear(c.others)
+	return ask()
+}

@@ -1,0 +1,465 @@
+package watcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/orphanwatch/orphanwatch/reconciler"
+)
+
+// Judge is the reconciler as the controller needs it.
+type Judge interface {
+	Reconcile(ctx context.Context, term reconciler.Term, works []*reconciler.Work) ([]reconciler.Verdict, error)
+	Resync(ctx context.Context, term reconciler.Term, reason string, observe bool, submit func(context.Context, []reconciler.Suspect) error) (more bool, err error)
+	BeginTerm()
+}
+
+// Desk is where operators leave their orders and find the state: the control key
+// in Redis, so that they reach whichever copy leads.
+type Desk interface {
+	// ClaimEpoch makes this copy the newest leader.
+	ClaimEpoch(ctx context.Context) (uint64, error)
+	// Orders carries out what operators ask for; true asks for a resync.
+	Orders(ctx context.Context) (resync bool, err error)
+	// Publish shows the state to whoever asks.
+	Publish(ctx context.Context, s Status) error
+}
+
+// Options are what a Controller needs.
+type Options struct {
+	Leadership Leadership
+	Keyspace   Source
+	Judge      Judge
+	Desk       Desk
+	// Remember is told of every deletion, before it is judged.
+	Remember func(reconciler.Subject)
+	Log      *slog.Logger
+
+	// QueueLimit bounds the entries with a deletion, and those without, each.
+	QueueLimit int
+	// Workers reconcile batches side by side.
+	Workers int
+	// ResyncInterval is how often a pass is made without a reason.
+	ResyncInterval time.Duration
+	// Grace is policy.grace: how long what a pass submits is in the queue at least.
+	Grace time.Duration
+	// ObserveFirst: the pass at start only counts (policy.cleanup_on_startup false).
+	ObserveFirst bool
+	// DrainTimeout is how long a shutdown waits for what is in hand.
+	DrainTimeout time.Duration
+}
+
+// Controller leads while it holds the replication slot: it runs the sources, the
+// queue and the workers of one term, and begins anew when the term ends. Nothing
+// outlives a term but what the stores hold, so there is nothing to repair.
+type Controller struct {
+	Options
+	state     state
+	telemetry *telemetry
+	started   bool
+}
+
+// New is a Controller.
+func New(o Options) (*Controller, error) {
+	c := &Controller{Options: o}
+	c.state.health = map[string]Health{}
+	t, err := newTelemetry(c)
+	if err != nil {
+		return nil, fmt.Errorf("instruments: %w", err)
+	}
+	c.telemetry = t
+	return c, nil
+}
+
+const batchLimit = 1000
+
+// Run leads, stands by and leads again until ctx ends. It fails where waiting
+// does not help: at the first start with what an operator must mend, later only
+// when a loop of its own has died.
+func (c *Controller) Run(ctx context.Context) error {
+	var wait retry
+	for ctx.Err() == nil {
+		session, err := c.Leadership.Acquire(ctx, c.standby)
+		if err == nil {
+			err = c.term(ctx, session)
+			wait.succeeded()
+		}
+		if ctx.Err() != nil {
+			return nil //nolint:nilerr // asked to stop, and stopped
+		}
+		var hinted *reconciler.Hinted
+		if dead := (*deadLoopError)(nil); errors.As(err, &dead) || (!c.started && errors.As(err, &hinted)) {
+			return err
+		}
+		c.state.end(err)
+		c.Log.ErrorContext(ctx, "not leading: will try again", "error", err, "in", wait.next().String())
+		if !wait.sleep(ctx) {
+			return nil
+		}
+	}
+	return nil
+}
+
+func (c *Controller) standby(holder string) {
+	c.started = true
+	if c.state.standby(holder) {
+		c.Log.Info("standing by: another copy holds the replication slot", "holder", holder)
+	}
+}
+
+// deadLoopError is why the process must end: a loop returned that never should.
+type deadLoopError struct {
+	loop string
+	err  error
+}
+
+func (e *deadLoopError) Error() string { return fmt.Sprintf("%s has died: %v", e.loop, e.err) }
+func (e *deadLoopError) Unwrap() error { return e.err }
+
+// term is one time as the leader. It returns why it ended; nil when ctx did.
+func (c *Controller) term(ctx context.Context, session Session) error {
+	// Three circles: everything, the session, and what feeds the queue. At a
+	// shutdown the innermost ends first, and the session only when what is in
+	// hand is done, so that it is acknowledged.
+	all, stopAll := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer stopAll(nil)
+	feed, stopFeed := context.WithCancel(all)
+	defer stopFeed()
+
+	t := &term{c: c, queue: NewQueue(c.QueueLimit), session: session, reasons: make(chan string, 64)}
+	c.Judge.BeginTerm()
+	g, all := errgroup.WithContext(all)
+	g.Go(func() error { return orEnded(session.Run(all, t)) })
+	// Claimed only now that the slot is held, and compared in every removal.
+	epoch, err := claim(all, ctx, c.Desk, c.Log)
+	if err != nil {
+		stopAll(err)
+		return errors.Join(err, ignoreEnd(g.Wait()))
+	}
+	t.term = reconciler.Term{Epoch: epoch, Position: session.Position}
+	c.started = true
+	c.state.lead(t.queue, epoch)
+	c.Log.InfoContext(ctx, "leading", "epoch", epoch)
+
+	subscribed := make(chan struct{})
+	g.Go(func() error {
+		err := c.Keyspace.Run(feed, t, sync.OnceFunc(func() { close(subscribed); c.state.subscribe() }))
+		if feed.Err() != nil {
+			return nil
+		}
+		return &deadLoopError{"the keyspace source", err}
+	})
+	for range c.Workers {
+		g.Go(func() error { return t.work(all) })
+	}
+	g.Go(func() error { return t.resyncLoop(feed, subscribed) })
+	g.Go(func() error { return t.deskLoop(feed) })
+	g.Go(func() error {
+		select {
+		case <-all.Done():
+			return nil
+		case <-ctx.Done():
+		}
+		session.Quiesce()
+		stopFeed()
+		t.drain(all)
+		return errDrained
+	})
+	err = ignoreEnd(g.Wait())
+	c.state.end(err)
+	return err
+}
+
+var (
+	errDrained      = errors.New("drained")
+	errSessionEnded = errors.New("the replication session has ended")
+)
+
+func orEnded(err error) error {
+	if err == nil {
+		return errSessionEnded
+	}
+	return err
+}
+
+func ignoreEnd(err error) error {
+	if errors.Is(err, errDrained) || errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// claim increments the epoch, however long Redis is away.
+func claim(ctx, shutdown context.Context, d Desk, log *slog.Logger) (uint64, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(shutdown, cancel)()
+	var wait retry
+	for {
+		epoch, err := d.ClaimEpoch(ctx)
+		if err == nil {
+			return epoch, nil
+		}
+		if ctx.Err() != nil {
+			return 0, ctx.Err()
+		}
+		log.ErrorContext(ctx, "cannot claim the epoch in Redis: will try again", "error", err, "in", wait.next().String())
+		if !wait.sleep(ctx) {
+			return 0, ctx.Err()
+		}
+	}
+}
+
+// term is the sink of its sources.
+type term struct {
+	c       *Controller
+	queue   *Queue
+	session Session
+	term    reconciler.Term
+	reasons chan string // for a resync
+}
+
+// Offer merges e into the queue.
+func (t *term) Offer(e Event) bool {
+	if e.Deletion != nil {
+		t.c.Remember(e.Subject)
+	}
+	return t.queue.Offer(e)
+}
+
+// Room is the queue's.
+func (t *term) Room() <-chan struct{} { return t.queue.Room() }
+
+// Gap asks for a resync.
+func (t *term) Gap(source, reason string) {
+	t.c.telemetry.gap(source)
+	t.c.state.gap(source, reason)
+	t.c.Log.Warn("a gap: events may have been missed, everything is compared", "source", source, "reason", reason)
+	t.request(source + " " + reason)
+}
+
+func (t *term) request(reason string) {
+	select {
+	case t.reasons <- reason:
+	default: // enough are waiting already
+	}
+}
+
+// Report keeps the state of a source.
+func (t *term) Report(source string, h Health) { t.c.state.report(source, h) }
+
+// work takes batches until ctx ends.
+func (t *term) work(ctx context.Context) error {
+	for {
+		batch, err := t.queue.Take(ctx, batchLimit)
+		if err != nil {
+			return nil //nolint:nilerr // the term is over
+		}
+		if err := t.reconcile(ctx, batch); err != nil {
+			return err
+		}
+	}
+}
+
+func (t *term) reconcile(ctx context.Context, batch []*Entry) error {
+	works := make([]*reconciler.Work, 0, len(batch))
+	entries := batch[:0]
+	for _, e := range batch {
+		if e.Work.Subject.Kind == reconciler.Canary {
+			t.c.telemetry.canary(e.Work.Subject.ID, time.Since(e.Work.Seen))
+			t.queue.Finish(e, false, 0, reconciler.HeldByNothing)
+			continue
+		}
+		entries = append(entries, e)
+		works = append(works, &e.Work)
+	}
+	if len(works) == 0 {
+		return nil
+	}
+	verdicts, err := t.c.Judge.Reconcile(ctx, t.term, works)
+	for i, e := range entries {
+		v := verdicts[i]
+		after, again := v.Again()
+		if v.Outcome == "" { // not judged: the term is over
+			after, again = time.Second, true
+		}
+		t.queue.Finish(e, again, after, v.HeldBy)
+	}
+	if err != nil {
+		return fmt.Errorf("reconcile: %w", err)
+	}
+	t.c.state.failing(verdicts)
+	if failed := verdicts[0].Err; failed != nil {
+		t.c.telemetry.logFailure(ctx, t.c.Log, failed)
+		pause(ctx, 100*time.Millisecond) // a store is away: no need to spin through the queue
+	}
+	return nil
+}
+
+// drain waits until nothing is in hand that could be done now.
+func (t *term) drain(ctx context.Context) {
+	deadline := time.NewTimer(t.c.DrainTimeout)
+	defer deadline.Stop()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		n := t.queue.Stats().InHand
+		if n == 0 {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-deadline.C:
+			t.c.Log.Warn("stopping with work in hand: it is taken up again at the next start", "entries", n)
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// resyncLoop makes a pass at start, for each gap (those that come together make
+// one), and every interval.
+func (t *term) resyncLoop(ctx context.Context, subscribed <-chan struct{}) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-subscribed:
+	}
+	reason, observe := "start", t.c.ObserveFirst && t.c.state.firstTerm()
+	every := time.NewTicker(t.c.ResyncInterval)
+	defer every.Stop()
+	var wait retry
+	for {
+		reason = t.coalesce(reason)
+		t.c.telemetry.resync(reason)
+		more, err := t.c.Judge.Resync(ctx, t.term, reason, observe, t.submit)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil:
+			t.c.Log.ErrorContext(ctx, "a resync has failed: will try again", "error", err, "in", wait.next().String())
+			if !wait.sleep(ctx) {
+				return nil
+			}
+			continue
+		case more:
+			// What was submitted is in the queue for the grace at least.
+			if !pause(ctx, t.c.Grace+time.Second) {
+				return nil
+			}
+			reason = "more orphans than one pass submits"
+			continue
+		}
+		wait.succeeded()
+		observe = false
+		select {
+		case <-ctx.Done():
+			return nil
+		case reason = <-t.reasons:
+		case <-every.C:
+			reason = "interval"
+		}
+	}
+}
+
+// coalesce takes what else asks for a pass: it is the same one.
+func (t *term) coalesce(reason string) string {
+	for {
+		select {
+		case <-t.reasons:
+		default:
+			return reason
+		}
+	}
+}
+
+// submit offers suspects, waiting for room.
+func (t *term) submit(ctx context.Context, suspects []reconciler.Suspect) error {
+	for _, s := range suspects {
+		e := Event{Subject: s.Subject, Spelling: s.Spelling, Trigger: reconciler.ByResync, Seen: time.Now(), Accepted: s.Accepted}
+		for {
+			room := t.queue.Room()
+			if t.queue.Offer(e) {
+				break
+			}
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-room:
+			}
+		}
+	}
+	return nil
+}
+
+const deskInterval = time.Second
+
+// deskLoop carries out orders and shows the state.
+func (t *term) deskLoop(ctx context.Context) error {
+	tick := time.NewTicker(deskInterval)
+	defer tick.Stop()
+	for {
+		resync, err := t.c.Desk.Orders(ctx)
+		if err == nil {
+			err = t.c.Desk.Publish(ctx, t.c.Status())
+		}
+		if err != nil && ctx.Err() == nil {
+			t.c.telemetry.logFailure(ctx, t.c.Log, err)
+		}
+		if resync {
+			t.request("asked for")
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// retry spaces attempts out: 0.2 s doubling to 5 s, with jitter.
+type retry struct {
+	n     int
+	delay time.Duration
+}
+
+func (r *retry) next() time.Duration {
+	r.delay = min(200*time.Millisecond<<min(r.n, 5), 5*time.Second)
+	r.delay += rand.N(r.delay / 4) //nolint:gosec // jitter
+	r.n++
+	return r.delay.Round(time.Millisecond)
+}
+
+func (r *retry) sleep(ctx context.Context) bool { return pause(ctx, r.delay) }
+
+func (r *retry) succeeded() { r.n = 0 }
+
+// pause waits, and tells whether ctx is still there.
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+// firstOnly lets a message through once every interval.
+type firstOnly struct{ last atomic.Int64 }
+
+func (f *firstOnly) allow(every time.Duration) bool {
+	now := time.Now().UnixNano()
+	last := f.last.Load()
+	return now-last >= int64(every) && f.last.CompareAndSwap(last, now)
+}

@@ -1,0 +1,173 @@
+package watcher
+
+import (
+	"maps"
+	"sync"
+	"time"
+
+	"github.com/orphanwatch/orphanwatch/reconciler"
+)
+
+// Status is what the daemon tells of itself.
+type Status struct {
+	// Role is leader, standby or starting.
+	Role  string `json:"role"`
+	Epoch uint64 `json:"epoch,omitempty"`
+	// Holder is who holds the slot, where this copy stands by.
+	Holder string    `json:"holder,omitempty"`
+	Since  time.Time `json:"since"`
+	// Sources are the watched stores.
+	Sources map[string]Health `json:"sources"`
+	Queue   Stats             `json:"queue"`
+	// Gaps are the newest gaps of each source.
+	Gaps map[string]Gap `json:"gaps,omitempty"`
+	// Failing is why reconciliations fail, "" while they do not.
+	Failing string `json:"failing,omitempty"`
+	// Ended is why the last term ended.
+	Ended string `json:"last_term_ended,omitempty"`
+}
+
+// Gap is when and why events of a source may have been missed.
+type Gap struct {
+	Count  int       `json:"count"`
+	Reason string    `json:"reason"`
+	At     time.Time `json:"at"`
+}
+
+// The roles.
+const (
+	RoleStarting = "starting"
+	RoleLeader   = "leader"
+	RoleStandby  = "standby"
+)
+
+// state is the mutable part of the controller.
+type state struct {
+	mu         sync.Mutex
+	role       string
+	epoch      uint64
+	holder     string
+	since      time.Time
+	health     map[string]Health
+	gaps       map[string]Gap
+	queue      *Queue
+	subscribed bool
+	fails      string
+	ended      string
+	terms      int
+}
+
+func (s *state) lead(q *Queue, epoch uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.role, s.epoch, s.queue, s.holder, s.since, s.fails = RoleLeader, epoch, q, "", time.Now(), ""
+	s.terms++
+}
+
+// standby tells whether that is new.
+func (s *state) standby(holder string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	fresh := s.role != RoleStandby || s.holder != holder
+	s.role, s.holder, s.queue = RoleStandby, holder, nil
+	if fresh {
+		s.since = time.Now()
+	}
+	return fresh
+}
+
+func (s *state) end(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.role, s.queue, s.subscribed, s.since = RoleStarting, nil, false, time.Now()
+	for source, h := range s.health {
+		h.Connected = false
+		s.health[source] = h
+	}
+	if err != nil {
+		s.ended = err.Error()
+	}
+}
+
+func (s *state) subscribe() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.subscribed = true
+}
+
+func (s *state) firstTerm() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.terms == 1
+}
+
+func (s *state) report(source string, h Health) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.health[source] = h
+}
+
+func (s *state) gap(source, reason string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.gaps == nil {
+		s.gaps = map[string]Gap{}
+	}
+	s.gaps[source] = Gap{Count: s.gaps[source].Count + 1, Reason: reason, At: time.Now()}
+}
+
+func (s *state) failing(verdicts []reconciler.Verdict) {
+	why := ""
+	for _, v := range verdicts {
+		if v.Err != nil {
+			why = v.Err.Error()
+			break
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.fails = why
+}
+
+// Status is the state now.
+func (c *Controller) Status() Status {
+	s := &c.state
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := Status{
+		Role: s.role, Epoch: s.epoch, Holder: s.holder, Since: s.since,
+		Sources: maps.Clone(s.health), Gaps: maps.Clone(s.gaps), Failing: s.fails, Ended: s.ended,
+	}
+	if st.Role == "" {
+		st.Role = RoleStarting
+	}
+	if s.queue != nil {
+		st.Queue = s.queue.Stats()
+	}
+	return st
+}
+
+// Ready tells whether the sources are subscribed, or the copy stands by, and why not.
+func (c *Controller) Ready() (ok bool, why string) {
+	s := &c.state
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.role == RoleStandby:
+		return true, "standby: " + s.holder + " leads"
+	case s.role != RoleLeader:
+		why = "the replication slot is not held yet"
+		if s.ended != "" {
+			why += ": " + s.ended
+		}
+		return false, why
+	case !s.subscribed:
+		return false, "not subscribed to Redis yet"
+	}
+	for source, h := range s.health {
+		if !h.Connected {
+			return false, source + " is not connected: " + h.Err
+		}
+	}
+	return true, "leader"
+}

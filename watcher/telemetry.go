@@ -1,0 +1,100 @@
+package watcher
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"strings"
+	"time"
+
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/metric"
+
+	"github.com/orphanwatch/orphanwatch/reconciler"
+)
+
+// The names of the instruments of this package.
+const (
+	metricResyncs     = "orphanwatch.resyncs"
+	metricGaps        = "orphanwatch.gaps"
+	metricCanary      = "orphanwatch.canary.lag"
+	metricPending     = "orphanwatch.pending"
+	metricOldest      = "orphanwatch.pending.oldest"
+	metricConnected   = "orphanwatch.connected"
+	metricLeader      = "orphanwatch.leader"
+	metricRetainedWAL = "orphanwatch.slot.retained_wal"
+	metricSafeWAL     = "orphanwatch.slot.safe_wal"
+)
+
+var resyncReasons = []string{"start", "interval", "gap", "asked for"}
+
+type telemetry struct {
+	resyncs, gaps metric.Int64Counter
+	canaryLag     metric.Float64Histogram
+	failure       firstOnly
+}
+
+func newTelemetry(c *Controller) (*telemetry, error) {
+	m := otel.Meter("github.com/orphanwatch/orphanwatch/watcher")
+	t := &telemetry{}
+	var errs [10]error
+	t.resyncs, errs[0] = m.Int64Counter(metricResyncs, metric.WithDescription("Whole passes over both stores, by reason."))
+	t.gaps, errs[1] = m.Int64Counter(metricGaps, metric.WithDescription("Moments in which events of a source may have been missed."))
+	t.canaryLag, errs[2] = m.Float64Histogram(metricCanary, metric.WithUnit("s"), metric.WithExplicitBucketBoundaries(reconciler.LagBuckets...),
+		metric.WithDescription("How long a probe took through a source and the queue."))
+	gauge := func(i int, name, unit, text string) metric.Int64ObservableGauge {
+		g, err := m.Int64ObservableGauge(name, metric.WithUnit(unit), metric.WithDescription(text))
+		errs[i] = err
+		return g
+	}
+	pending := gauge(3, metricPending, "", "Entries in the queue.")
+	connected := gauge(4, metricConnected, "", "1 while events of the source flow.")
+	leader := gauge(5, metricLeader, "", "1 while this copy leads.")
+	retained := gauge(6, metricRetainedWAL, "By", "WAL that the slot holds back.")
+	safe := gauge(7, metricSafeWAL, "By", "WAL that can still be written before the slot is lost; -1 for no limit.")
+	oldest, err := m.Float64ObservableGauge(metricOldest, metric.WithUnit("s"), metric.WithDescription("Age of the oldest entry that is not just waiting for its grace."))
+	errs[8] = err
+	_, errs[9] = m.RegisterCallback(func(_ context.Context, o metric.Observer) error {
+		s := c.Status()
+		o.ObserveInt64(pending, int64(s.Queue.Pending))
+		o.ObserveFloat64(oldest, s.Queue.Oldest)
+		o.ObserveInt64(leader, int64(b2i(s.Role == RoleLeader)))
+		for _, source := range []string{SourceRedis, SourcePostgres} {
+			o.ObserveInt64(connected, int64(b2i(s.Sources[source].Connected)), metric.WithAttributes(attribute.String("source", source)))
+		}
+		o.ObserveInt64(retained, s.Sources[SourcePostgres].RetainedWAL)
+		o.ObserveInt64(safe, s.Sources[SourcePostgres].SafeWAL)
+		return nil
+	}, pending, connected, leader, retained, safe, oldest)
+	for _, r := range resyncReasons {
+		t.resyncs.Add(context.Background(), 0, metric.WithAttributes(attribute.String("reason", r)))
+	}
+	for _, s := range []string{SourceRedis, SourcePostgres} {
+		t.gaps.Add(context.Background(), 0, metric.WithAttributes(attribute.String("source", s)))
+	}
+	return t, errors.Join(errs[:]...)
+}
+
+// resync counts a pass; the reasons of gaps are one label value: they are free text.
+func (t *telemetry) resync(reason string) {
+	if strings.HasPrefix(reason, SourceRedis+" ") || strings.HasPrefix(reason, SourcePostgres+" ") {
+		reason = "gap"
+	}
+	t.resyncs.Add(context.Background(), 1, metric.WithAttributes(attribute.String("reason", reason)))
+}
+
+func (t *telemetry) gap(source string) {
+	t.gaps.Add(context.Background(), 1, metric.WithAttributes(attribute.String("source", source)))
+}
+
+func (t *telemetry) canary(source string, lag time.Duration) {
+	t.canaryLag.Record(context.Background(), lag.Seconds(), metric.WithAttributes(attribute.String("source", source)))
+}
+
+// logFailure logs why reconciliations fail, once every few seconds.
+func (t *telemetry) logFailure(ctx context.Context, log *slog.Logger, err error) {
+	if t.failure.allow(5 * time.Second) {
+		log.ErrorContext(ctx, "cannot reconcile: nothing is removed, everything is tried again", "error", err)
+	}
+}
