@@ -27,8 +27,9 @@ type Judge interface {
 type Desk interface {
 	// ClaimEpoch makes this copy the newest leader.
 	ClaimEpoch(ctx context.Context) (uint64, error)
-	// Orders carries out what operators ask for; true asks for a resync.
-	Orders(ctx context.Context) (resync bool, err error)
+	// Orders carries out what operators ask for, and tells why a resync is
+	// wanted, "" for no reason.
+	Orders(ctx context.Context) (resync string, err error)
 	// Publish shows the state to whoever asks.
 	Publish(ctx context.Context, s Status) error
 }
@@ -85,6 +86,12 @@ const batchLimit = 1000
 // does not help: at the first start with what an operator must mend, later only
 // when a loop of its own has died.
 func (c *Controller) Run(ctx context.Context) error {
+	publishing, stop := context.WithCancel(ctx)
+	var published sync.WaitGroup
+	published.Go(func() { c.publish(publishing) })
+	defer published.Wait()
+	defer stop()
+
 	var wait retry
 	for ctx.Err() == nil {
 		session, err := c.Leadership.Acquire(ctx, c.standby)
@@ -129,19 +136,19 @@ func (c *Controller) term(ctx context.Context, session Session) error {
 	// Three circles: everything, the session, and what feeds the queue. At a
 	// shutdown the innermost ends first, and the session only when what is in
 	// hand is done, so that it is acknowledged.
-	all, stopAll := context.WithCancelCause(context.WithoutCancel(ctx))
-	defer stopAll(nil)
+	outer, stopAll := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopAll()
+	g, all := errgroup.WithContext(outer)
 	feed, stopFeed := context.WithCancel(all)
 	defer stopFeed()
 
 	t := &term{c: c, queue: NewQueue(c.QueueLimit), session: session, reasons: make(chan string, 64)}
 	c.Judge.BeginTerm()
-	g, all := errgroup.WithContext(all)
 	g.Go(func() error { return orEnded(session.Run(all, t)) })
 	// Claimed only now that the slot is held, and compared in every removal.
 	epoch, err := claim(all, ctx, c.Desk, c.Log)
 	if err != nil {
-		stopAll(err)
+		stopAll()
 		return errors.Join(err, ignoreEnd(g.Wait()))
 	}
 	t.term = reconciler.Term{Epoch: epoch, Position: session.Position}
@@ -161,7 +168,7 @@ func (c *Controller) term(ctx context.Context, session Session) error {
 		g.Go(func() error { return t.work(all) })
 	}
 	g.Go(func() error { return t.resyncLoop(feed, subscribed) })
-	g.Go(func() error { return t.deskLoop(feed) })
+	g.Go(func() error { return t.orders(feed) })
 	g.Go(func() error {
 		select {
 		case <-all.Done():
@@ -403,25 +410,29 @@ func (t *term) submit(ctx context.Context, suspects []reconciler.Suspect) error 
 
 const deskInterval = time.Second
 
-// deskLoop carries out orders and shows the state.
-func (t *term) deskLoop(ctx context.Context) error {
-	tick := time.NewTicker(deskInterval)
-	defer tick.Stop()
+// orders carries out what operators ask for.
+func (t *term) orders(ctx context.Context) error {
 	for {
 		resync, err := t.c.Desk.Orders(ctx)
-		if err == nil {
-			err = t.c.Desk.Publish(ctx, t.c.Status())
-		}
 		if err != nil && ctx.Err() == nil {
 			t.c.telemetry.logFailure(ctx, t.c.Log, err)
 		}
-		if resync {
-			t.request("asked for")
+		if resync != "" {
+			t.request(resync)
 		}
-		select {
-		case <-ctx.Done():
+		if !pause(ctx, deskInterval) {
 			return nil
-		case <-tick.C:
+		}
+	}
+}
+
+// publish shows the state, whoever leads. Its errors are the state of Redis,
+// which others tell.
+func (c *Controller) publish(ctx context.Context) {
+	for {
+		_ = c.Desk.Publish(ctx, c.Status())
+		if !pause(ctx, deskInterval) {
+			return
 		}
 	}
 }
