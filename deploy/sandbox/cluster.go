@@ -149,12 +149,14 @@ func (in installation) template(ctx context.Context, sb *Sandbox, data string) (
 	if err := in.initdb(ctx, sb, data); err != nil {
 		return "", err
 	}
-	// Under another name first: a template is there completely or not at all.
+	// Under another name first: a template is there completely or not at all. An error
+	// costs the next start a second and nothing else, for data is complete.
 	fresh := template + ".new"
-	if err := os.RemoveAll(fresh); err != nil {
-		return "", nil //nolint:nilerror // the cache is a convenience; data is complete
+	err = os.RemoveAll(fresh)
+	if err == nil {
+		err = copyTree(ctx, data, fresh)
 	}
-	if err := copyTree(ctx, data, fresh); err == nil {
+	if err == nil {
 		_ = os.Rename(fresh, template)
 	}
 	return "", nil

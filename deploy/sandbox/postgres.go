@@ -75,6 +75,7 @@ func (sb *Sandbox) StartPostgres(ctx context.Context, opts PostgresOptions) (*Po
 		program: program{
 			name: name, dir: dir, argv: []string{filepath.Join(install.bin, "postgres"), "-D", pg.data},
 			env: environment(), log: filepath.Join(dir, "postgres.log"), credential: install.credential,
+			farewell: syscall.SIGQUIT, // "immediate"
 		},
 		before: pg.removeLockFiles,
 		ready:  pg.awaitReady,

@@ -29,7 +29,8 @@ type program struct {
 	log  string // path; gets stderr, and stdout unless stdout is set
 
 	credential *syscall.Credential
-	stdout     *os.File // not nil: talks to us through stdin and stdout
+	farewell   syscall.Signal // not 0: asks for the quickest end that still cleans up
+	stdout     *os.File       // not nil: talks to us through stdin and stdout
 }
 
 // process is a started program and the tree below it.
@@ -132,6 +133,22 @@ func (p *process) stop(ctx context.Context, sig syscall.Signal) (time.Duration, 
 			p.name, time.Since(begin).Round(time.Millisecond), context.Cause(ctx), p.tail())
 	}
 	return time.Since(begin), awaitGone(ctx, p.name, family)
+}
+
+// sayFarewell lets a program clean up behind itself if that takes no time. It is a
+// courtesy to the machine (PostgreSQL reaps its children and removes its System V
+// segment); the watchdog sees to the rest.
+func (p *process) sayFarewell() {
+	if p.farewell == 0 || !p.alive() || stateOf(p.pid()) == 'T' {
+		return
+	}
+	_ = p.cmd.Process.Signal(p.farewell)
+	timer := time.NewTimer(time.Second)
+	defer timer.Stop()
+	select {
+	case <-p.done:
+	case <-timer.C:
+	}
 }
 
 // kill ends the whole tree at once.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -17,6 +16,8 @@ const (
 	startTimeout = 60 * time.Second // a loaded two-core machine, first initdb included
 	dirPattern   = "orphanwatch-sandbox-"
 )
+
+var errClosed = errors.New("the sandbox is closed")
 
 // Options say what Start starts. The zero value: one PostgreSQL and one Redis.
 type Options struct {
@@ -93,6 +94,9 @@ func (sb *Sandbox) Close() error {
 	for _, c := range closers {
 		c()
 	}
+	for _, p := range procs {
+		p.sayFarewell()
+	}
 	err := sb.watchdog.close()
 	for _, p := range procs {
 		<-p.done
@@ -111,7 +115,7 @@ func (sb *Sandbox) spawn(p program) (*process, error) {
 	sb.mu.Lock()
 	defer sb.mu.Unlock()
 	if sb.closed {
-		return nil, fmt.Errorf("start %s: the sandbox is closed", p.name)
+		return nil, fmt.Errorf("start %s: %w", p.name, errClosed)
 	}
 	proc, err := sb.watchdog.spawn(p)
 	if err != nil {
@@ -133,17 +137,21 @@ func (sb *Sandbox) reservePort() (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	return port, sb.onClose(token)
+	return port, sb.onClose(func() { token.Close() })
 }
 
-func (sb *Sandbox) onClose(c net.Listener) error {
+// onClose runs c when the sandbox closes; at once if it is closed.
+func (sb *Sandbox) onClose(c func()) error {
 	sb.mu.Lock()
-	defer sb.mu.Unlock()
-	if sb.closed {
-		c.Close()
-		return errors.New("the sandbox is closed")
+	closed := sb.closed
+	if !closed {
+		sb.closers = append(sb.closers, c)
 	}
-	sb.closers = append(sb.closers, func() { c.Close() })
+	sb.mu.Unlock()
+	if closed {
+		c()
+		return errClosed
+	}
 	return nil
 }
 

@@ -14,7 +14,7 @@ type server struct {
 	sandbox    *Sandbox
 	program    program
 	stopSignal syscall.Signal
-	before     func() error                              // before each start; may be nil
+	before     func() error                                // before each start; may be nil
 	ready      func(ctx context.Context, p *process) error // awaits that it serves
 
 	mu   sync.Mutex

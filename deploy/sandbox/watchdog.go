@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	_ "embed"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -66,11 +67,10 @@ func (w *watchdog) close() error {
 		return nil
 	}
 	pipe.Close()
-	if err := w.cmd.Wait(); err != nil {
-		// Its last command may fail (an rm that lost a race): the directory tells.
-		if _, isExit := err.(*exec.ExitError); !isExit { //nolint:errorlint // exec returns it bare
-			return fmt.Errorf("await watchdog: %w", err)
-		}
+	// Its last command may fail (an rm that lost a race): the directory tells.
+	var exit *exec.ExitError
+	if err := w.cmd.Wait(); err != nil && !errors.As(err, &exit) {
+		return fmt.Errorf("await watchdog: %w", err)
 	}
 	return nil
 }
