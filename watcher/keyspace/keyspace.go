@@ -1,0 +1,202 @@
+package keyspace
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/orphanwatch/orphanwatch/reconciler"
+	"github.com/orphanwatch/orphanwatch/watcher"
+)
+
+// The ways of watching, best first: the values of Health.Mode.
+const (
+	ModeKeyspace = "keyspace events"
+	ModePublish  = "celery publish"
+	ModeScan     = "scan only"
+)
+
+// The values of Options.Configure.
+const (
+	ConfigureAuto  = "auto"
+	ConfigureNever = "never"
+)
+
+const (
+	// answerTimeout is how long the server may take to answer anything of ours.
+	answerTimeout = 3 * time.Second
+	// pingEvery is how often the subscribed connection is asked for a sign of life.
+	pingEvery = time.Second
+	// silenceLimit is how long it may give none.
+	silenceLimit = 3 * time.Second
+	// maxID is the longest id, in bytes, that can be one of a task or row.
+	maxID = 1 << 10
+	// canaryPrefix is of the canary's key, and of its channel under celery publish.
+	canaryPrefix = "orphanwatch:canary:"
+)
+
+// Keys knows the keys of tasks and rows; *celery.Keys does.
+type Keys interface {
+	// Patterns are the globs of all keys to watch, that of result keys first.
+	Patterns() []string
+	// AppendLooks appends what a key is an artifact of, nothing for a foreign key.
+	AppendLooks(to []reconciler.Look, key string) []reconciler.Look
+}
+
+// Options say what to watch, and how.
+type Options struct {
+	// Client is of the Redis and the database that hold the results. It should
+	// have ContextTimeoutEnabled, or a silent server holds up its commands longer.
+	Client *redis.Client
+	Keys   Keys
+	// Configure is whether missing flags of notify-keyspace-events may be added:
+	// ConfigureAuto (the default) or ConfigureNever.
+	Configure string
+	// Log is where the source tells what it does; none if nil.
+	Log *slog.Logger
+	// CanaryEvery is how often the whole path is proven; 10 s if 0.
+	CanaryEvery time.Duration
+	// RetryEvery is how often a better way of watching is tried; 1 min if 0.
+	RetryEvery time.Duration
+	// MaxPending is how many keys wait for the sink before they are dropped for a
+	// gap; 65,536 if 0.
+	MaxPending int
+}
+
+// Source watches Redis; it implements watcher.Source.
+type Source struct {
+	opts      Options
+	canaryKey string
+	maxKey    int
+	set       *set
+	// ignored counts events of keys that cannot be of a task or row.
+	ignored atomic.Int64
+}
+
+var _ watcher.Source = (*Source)(nil)
+
+// New makes a source; nothing happens before Run, which may be called once.
+func New(o Options) *Source {
+	if o.Configure == "" {
+		o.Configure = ConfigureAuto
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.CanaryEvery == 0 {
+		o.CanaryEvery = 10 * time.Second
+	}
+	if o.RetryEvery == 0 {
+		o.RetryEvery = time.Minute
+	}
+	if o.MaxPending == 0 {
+		o.MaxPending = 1 << 16
+	}
+	s := &Source{opts: o, canaryKey: canaryPrefix + instance(), set: newSet(o.MaxPending)}
+	for _, p := range o.Keys.Patterns() {
+		s.maxKey = max(s.maxKey, len(p)+maxID)
+	}
+	return s
+}
+
+// instance tells this process's canary from those of others.
+func instance() string {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return hex.EncodeToString(b[:])
+}
+
+// Name is the source's name in metrics and logs.
+func (s *Source) Name() string { return watcher.SourceRedis }
+
+// Ignored is how many events were of keys that cannot be of a task or row: without
+// an id, or with one over 1 KiB.
+func (s *Source) Ignored() int64 { return s.ignored.Load() }
+
+// Run watches until ctx ends, then returns nil. A server that is lost is tried for
+// ever; the only errors are of configuration. ready is called when the first
+// subscription is confirmed and proven, or when it is settled that there is none to
+// be had and only resyncs see writes.
+func (s *Source) Run(ctx context.Context, sink watcher.Sink, ready func()) error {
+	if c := s.opts.Configure; c != ConfigureAuto && c != ConfigureNever {
+		return fmt.Errorf("redis.configure is %q: must be %s or %s", c, ConfigureAuto, ConfigureNever)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var drain sync.WaitGroup
+	defer drain.Wait()
+	defer cancel()
+	drain.Go(func() { s.drain(ctx, sink) })
+
+	w := &watch{Source: s, sink: sink, ready: ready}
+	if err := w.run(ctx); err != nil && ctx.Err() == nil {
+		return err
+	}
+	return nil
+}
+
+// hint takes a key from the receiving goroutine: it must not block.
+func (s *Source) hint(sink watcher.Sink, key string, seen time.Time) {
+	if len(key) > s.maxKey {
+		s.ignored.Add(1)
+		return
+	}
+	if !s.set.add(key, seen) {
+		s.opts.Log.LogAttrs(context.Background(), slog.LevelWarn, "too many keys wait for the queue: dropped them for a resync",
+			slog.Int("keys", s.opts.MaxPending))
+		sink.Gap(watcher.SourceRedis, gapOverflow)
+	}
+}
+
+// drain moves what is in the set into the sink, at the sink's pace.
+func (s *Source) drain(ctx context.Context, sink watcher.Sink) {
+	var looks []reconciler.Look
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.set.filled:
+		}
+		for key, seen := range s.set.take() {
+			if looks = s.looks(looks[:0], key); len(looks) == 0 {
+				s.ignored.Add(1)
+			}
+			for _, l := range looks {
+				e := watcher.Event{Subject: l.Subject, Spelling: l.Spelling, Trigger: reconciler.ByEvent, Seen: seen}
+				if !offer(ctx, sink, e) {
+					return
+				}
+			}
+		}
+	}
+}
+
+func (s *Source) looks(to []reconciler.Look, key string) []reconciler.Look {
+	if key == s.canaryKey {
+		return append(to, reconciler.Look{Subject: reconciler.Subject{Kind: reconciler.Canary, ID: watcher.SourceRedis}})
+	}
+	return s.opts.Keys.AppendLooks(to, key)
+}
+
+// offer waits for room; it reports false when ctx ended first.
+func offer(ctx context.Context, sink watcher.Sink, e watcher.Event) bool {
+	for !sink.Offer(e) {
+		room := sink.Room()
+		// There may have been room before Room was asked for.
+		if sink.Offer(e) {
+			return true
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-room:
+		}
+	}
+	return true
+}
