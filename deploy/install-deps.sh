@@ -51,7 +51,7 @@ trap 'exit 143' TERM HUP
 # The packages start their services unless this file says no. One that is there stays.
 if [ ! -e "$policy" ]; then
 	ours=yes
-	printf '#!/bin/sh\nexit 101\n' | $sudo tee "$policy" >/dev/null
+	printf '#!/bin/sh\n# of deploy/install-deps.sh, for as long as it runs\nexit 101\n' | $sudo tee "$policy" >/dev/null
 	$sudo chmod 755 "$policy"
 fi
 

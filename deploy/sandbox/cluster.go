@@ -139,7 +139,7 @@ func (in installation) template(ctx context.Context, sb *Sandbox, data string) (
 	if err != nil {
 		return "", in.initdb(ctx, sb, data)
 	}
-	defer lock.Close() // unlocks
+	defer shut(lock) // unlocks
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
 		return "", in.initdb(ctx, sb, data)
 	}

@@ -62,7 +62,7 @@ func (pg *Postgres) DropDatabase(ctx context.Context, dsn string) error {
 	if err != nil {
 		return fmt.Errorf("drop database %s: %w", name, err)
 	}
-	defer conn.Close(context.WithoutCancel(ctx))
+	defer hangUp(ctx, conn)
 	return Await(ctx, "drop of database "+name, func() error {
 		// A walsender that we end lets go of its slot a moment later: hence Await.
 		for _, statement := range []string{

@@ -27,10 +27,10 @@ func reservePort() (int, net.Listener, error) {
 		}
 		probe, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
 		if err != nil {
-			token.Close()
+			shut(token)
 			continue
 		}
-		probe.Close()
+		shut(probe)
 		return port, token, nil
 	}
 	return 0, nil, fmt.Errorf("find a free port: %w",

@@ -120,7 +120,7 @@ func (pg *Postgres) Exec(ctx context.Context, database string, statements ...str
 	if err != nil {
 		return fmt.Errorf("execute on %s: %w", pg.program.name, err)
 	}
-	defer conn.Close(context.WithoutCancel(ctx))
+	defer hangUp(ctx, conn)
 	for _, s := range statements {
 		if _, err := conn.Exec(ctx, s); err != nil {
 			return fmt.Errorf("execute %q on %s: %w", s, pg.program.name, err)
@@ -137,7 +137,7 @@ func (pg *Postgres) Reconfigure(ctx context.Context, settings map[string]string)
 	if err != nil {
 		return fmt.Errorf("reconfigure %s: %w", pg.program.name, err)
 	}
-	defer conn.Close(context.WithoutCancel(ctx))
+	defer hangUp(ctx, conn)
 	restart := false
 	for name, value := range settings {
 		statement := "ALTER SYSTEM SET " + pgx.Identifier{name}.Sanitize() + " = " + literal(value)
@@ -155,7 +155,7 @@ func (pg *Postgres) Reconfigure(ctx context.Context, settings map[string]string)
 		restart = restart || atStart
 	}
 	if restart {
-		conn.Close(ctx)
+		hangUp(ctx, conn)
 		return pg.Restart(ctx)
 	}
 	var before time.Time
@@ -168,7 +168,7 @@ func (pg *Postgres) Reconfigure(ctx context.Context, settings map[string]string)
 		if err != nil {
 			return err
 		}
-		defer fresh.Close(context.WithoutCancel(ctx))
+		defer hangUp(ctx, fresh)
 		var loaded time.Time
 		if err := fresh.QueryRow(ctx, "SELECT pg_conf_load_time()").Scan(&loaded); err != nil {
 			return err
@@ -205,6 +205,13 @@ func (pg *Postgres) configure(opts PostgresOptions, socketDir string) error {
 		return fmt.Errorf("configure: %w", err)
 	}
 	return nil
+}
+
+// hangUp says goodbye even when ctx has ended: a killed connection logs an error.
+func hangUp(ctx context.Context, conn *pgx.Conn) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	_ = conn.Close(ctx)
 }
 
 func literal(s string) string { return "'" + strings.ReplaceAll(s, "'", "''") + "'" }

@@ -48,7 +48,7 @@ func (w *watchdog) spawn(p program) (*process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", p.name, err)
 	}
-	defer log.Close()
+	defer shut(log)
 	script := gate
 	if p.stdout != nil {
 		script = gateKeepStdin
@@ -57,7 +57,7 @@ func (w *watchdog) spawn(p program) (*process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", p.name, err)
 	}
-	defer read.Close()
+	defer shut(read)
 	cmd := exec.Command("/bin/sh", append([]string{"-c", script, p.name}, p.argv...)...)
 	cmd.Dir, cmd.Env = p.dir, p.env
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = read, log, log
@@ -66,7 +66,7 @@ func (w *watchdog) spawn(p program) (*process, error) {
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Credential: p.credential}
 	if err := cmd.Start(); err != nil {
-		write.Close()
+		shut(write)
 		return nil, fmt.Errorf("start %s: %w", p.name, err)
 	}
 	proc := &process{program: p, cmd: cmd, done: make(chan struct{})}
@@ -75,7 +75,7 @@ func (w *watchdog) spawn(p program) (*process, error) {
 		_, err = write.WriteString("\n")
 	}
 	if err != nil || p.stdout == nil {
-		write.Close()
+		shut(write)
 	} else {
 		proc.stdin = write
 	}
@@ -90,6 +90,9 @@ func (w *watchdog) spawn(p program) (*process, error) {
 	}
 	return proc, nil
 }
+
+// shut closes what nothing was written to, or what has failed already.
+func shut(c io.Closer) { _ = c.Close() }
 
 func (p *process) pid() int { return p.cmd.Process.Pid }
 

@@ -65,13 +65,13 @@ func (sb *Sandbox) StartProducer(ctx context.Context, app Celery) (*Producer, er
 		name: name, dir: dir, env: env, argv: []string{python, "sandbox_app.py"},
 		log: filepath.Join(dir, "producer.log"), stdout: write,
 	})
-	write.Close()
+	shut(write)
 	if err != nil {
-		read.Close()
+		shut(read)
 		return nil, err
 	}
 	p := &Producer{proc: proc, answers: bufio.NewReader(read)}
-	if err := sb.onClose(func() { proc.stdin.Close(); read.Close() }); err != nil {
+	if err := sb.onClose(func() { shut(proc.stdin); shut(read) }); err != nil {
 		return nil, fmt.Errorf("start producer: %w", err)
 	}
 	if _, err := p.ask(ctx, producerRequest{Op: "ping"}); err != nil {

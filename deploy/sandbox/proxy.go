@@ -67,7 +67,7 @@ func (p *Proxy) Cut() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.listener != nil {
-		p.listener.Close()
+		shut(p.listener)
 		p.listener = nil
 	}
 	for l := range p.links {
@@ -167,12 +167,12 @@ func (p *Proxy) accept(listener net.Listener) {
 }
 
 func (p *Proxy) serve(listener net.Listener, client net.Conn) {
-	defer client.Close()
+	defer shut(client)
 	server, err := net.DialTimeout("tcp", p.upstream, 10*time.Second)
 	if err != nil {
 		return
 	}
-	defer server.Close()
+	defer shut(server)
 	l := &link{proxy: p, client: client, server: server, done: make(chan struct{})}
 	p.mu.Lock()
 	if p.listener != listener { // cut since the accept
@@ -204,8 +204,8 @@ type link struct {
 func (l *link) close() {
 	l.once.Do(func() {
 		close(l.done)
-		l.client.Close()
-		l.server.Close()
+		shut(l.client)
+		shut(l.server)
 	})
 }
 

@@ -102,7 +102,7 @@ func (r *Redis) Client(n int) *redis.Client {
 // Reconfigure sets parameters of the running server (CONFIG SET). A restart forgets them.
 func (r *Redis) Reconfigure(ctx context.Context, settings map[string]string) error {
 	client := r.Client(0)
-	defer client.Close()
+	defer shut(client)
 	for name, value := range settings {
 		if err := client.ConfigSet(ctx, name, value).Err(); err != nil {
 			return fmt.Errorf("set %s of redis to %q: %w", name, value, err)
@@ -124,7 +124,7 @@ func ping(ctx context.Context, socket string) error {
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
+	defer shut(conn)
 	if deadline, ok := ctx.Deadline(); ok {
 		if err := conn.SetDeadline(deadline); err != nil {
 			return err

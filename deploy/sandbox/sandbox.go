@@ -137,7 +137,7 @@ func (sb *Sandbox) reservePort() (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	return port, sb.onClose(func() { token.Close() })
+	return port, sb.onClose(func() { shut(token) })
 }
 
 // onClose runs c when the sandbox closes; at once if it is closed.

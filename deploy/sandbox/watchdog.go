@@ -26,14 +26,14 @@ func startWatchdog(dir string) (*watchdog, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start watchdog: %w", err)
 	}
-	defer read.Close()
+	defer shut(read)
 	cmd := exec.Command("/bin/sh", "-c", watchdogScript, "orphanwatch-sandbox-watchdog", dir)
 	cmd.Stdin = read
 	cmd.Dir = "/"
 	// Its own group: Ctrl-C and a kill of our group must not reach it.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
-		write.Close()
+		shut(write)
 		return nil, fmt.Errorf("start watchdog: %w", err)
 	}
 	return &watchdog{pipe: write, cmd: cmd}, nil
@@ -66,7 +66,7 @@ func (w *watchdog) close() error {
 	if pipe == nil {
 		return nil
 	}
-	pipe.Close()
+	shut(pipe)
 	// Its last command may fail (an rm that lost a race): the directory tells.
 	var exit *exec.ExitError
 	if err := w.cmd.Wait(); err != nil && !errors.As(err, &exit) {
