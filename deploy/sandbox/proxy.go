@@ -21,6 +21,7 @@ import (
 type Proxy struct {
 	upstream string
 	addr     string
+	token    net.Listener // reserves the port while the proxy is cut
 
 	mu       sync.Mutex
 	listener net.Listener // nil while cut
@@ -31,22 +32,23 @@ type Proxy struct {
 	wg       sync.WaitGroup
 }
 
-// NewProxy listens on a free port of 127.0.0.1 and passes connections on to upstream
-// (host:port). The sandbox's Close closes it.
-func (sb *Sandbox) NewProxy(upstream string) (*Proxy, error) {
-	port, err := sb.reservePort()
+// StartProxy listens on a free port of 127.0.0.1 and passes connections on to upstream
+// (host:port), until Close.
+func StartProxy(upstream string) (*Proxy, error) {
+	port, token, err := reservePort()
 	if err != nil {
 		return nil, fmt.Errorf("start proxy: %w", err)
 	}
 	p := &Proxy{
-		upstream: upstream, addr: fmt.Sprintf("127.0.0.1:%d", port),
+		upstream: upstream, addr: fmt.Sprintf("127.0.0.1:%d", port), token: token,
 		links: map[*link]struct{}{}, flowing: make(chan struct{}),
 	}
 	close(p.flowing)
 	if err := p.Heal(); err != nil {
+		shut(token)
 		return nil, err
 	}
-	return p, sb.onClose(p.Close)
+	return p, nil
 }
 
 // Addr is the address to connect to instead of the server's; it never changes.
@@ -139,6 +141,7 @@ func (p *Proxy) Close() {
 	p.closed = true
 	p.mu.Unlock()
 	p.wg.Wait()
+	shut(p.token)
 }
 
 func (p *Proxy) unstall() {

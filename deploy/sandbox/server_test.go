@@ -178,8 +178,7 @@ func TestRedisPauseAndReconfigure(t *testing.T) {
 func TestProxy(t *testing.T) {
 	t.Parallel()
 	sb := sandbox.New(t, sandbox.Options{WithoutPostgres: true})
-	proxy, err := sb.NewProxy(sb.Redis.Addr())
-	require.NoError(t, err)
+	proxy := sandbox.NewProxy(t, sb.Redis.Addr())
 	client := redisClient(t, proxy.URL(sb.Redis.URL()))
 	ctx := t.Context()
 	require.NoError(t, client.Ping(ctx).Err())

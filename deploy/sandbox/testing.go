@@ -62,6 +62,18 @@ func NewPostgres(tb TB, opts ...PostgresOptions) *Postgres {
 	return New(tb, Options{WithoutRedis: true, Postgres: o}).Postgres
 }
 
+// NewProxy puts a faulty connection before upstream (host:port, as Postgres.Addr and
+// Redis.Addr return it) for one test.
+func NewProxy(tb TB, upstream string) *Proxy {
+	tb.Helper()
+	p, err := StartProxy(upstream)
+	if err != nil {
+		tb.Fatalf("%v", err)
+	}
+	tb.Cleanup(p.Close)
+	return p
+}
+
 // AwaitTB is Await with a timeout; the test fails when it passes.
 func AwaitTB(tb TB, timeout time.Duration, what string, cond func() error) {
 	tb.Helper()
