@@ -1,0 +1,197 @@
+package celery
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"strconv"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// The fields of the control hash.
+const (
+	fieldEpoch    = "epoch"
+	fieldPaused   = "paused"
+	fieldPausedBy = "paused_by"
+	fieldAccept   = "accept"
+	fieldRearm    = "rearm"
+	fieldIdentity = "identity"
+	fieldGuard    = "guard"
+)
+
+// State is what the control hash says.
+type State struct {
+	// Epoch is the newest leader's, 0 before the first.
+	Epoch  uint64 `json:"epoch"`
+	Paused bool   `json:"paused"`
+	// PausedSince and PausedBy tell when removals were paused, and who did it.
+	PausedSince time.Time `json:"paused_since,omitzero"`
+	PausedBy    string    `json:"paused_by,omitempty"`
+	// Accept and Rearm are tokens that wait for the daemon, "" for none.
+	Accept string `json:"accept,omitempty"`
+	Rearm  string `json:"rearm,omitempty"`
+	// Identity is the database that was recorded at first start.
+	Identity string `json:"identity,omitempty"`
+	// Guard is what SaveGuard stored.
+	Guard []byte `json:"-"`
+}
+
+// ClaimEpoch makes the caller the newest leader: its epoch is higher than any
+// before and than atLeast, and from then on no other leader removes anything.
+func (s *Store) ClaimEpoch(ctx context.Context, atLeast uint64) (uint64, error) {
+	reply, err := claimScript.one(ctx, s.client, []string{controlKey}, strconv.FormatUint(atLeast, 10))
+	if err != nil {
+		return 0, failed("claim epoch", err)
+	}
+	epoch, _ := reply.(int64)
+	return uint64(epoch), nil
+}
+
+// Epoch is the newest leader's, 0 before the first.
+func (s *Store) Epoch(ctx context.Context) (uint64, error) {
+	text, err := s.field(ctx, fieldEpoch)
+	if err != nil || text == "" {
+		return 0, err
+	}
+	epoch, err := strconv.ParseUint(text, 10, 64)
+	return epoch, failed("read epoch", err)
+}
+
+// Pause stops all removals, by any copy, until Resume. A second call keeps the
+// first one's time and name.
+func (s *Store) Pause(ctx context.Context, by string) error {
+	now, err := s.client.Time(ctx).Result()
+	if err != nil {
+		return failed("pause", err)
+	}
+	_, err = s.client.TxPipelined(ctx, func(p redis.Pipeliner) error {
+		p.HSetNX(ctx, controlKey, fieldPaused, now.UnixMilli())
+		p.HSetNX(ctx, controlKey, fieldPausedBy, by)
+		return nil
+	})
+	return failed("pause", err)
+}
+
+// Resume lets removals go on, and asks the daemon to arm its guard again.
+func (s *Store) Resume(ctx context.Context) error {
+	_, err := s.client.TxPipelined(ctx, func(p redis.Pipeliner) error {
+		p.HDel(ctx, controlKey, fieldPaused, fieldPausedBy)
+		p.HSet(ctx, controlKey, fieldRearm, rand.Text())
+		return nil
+	})
+	return failed("resume", err)
+}
+
+// AcceptAbsent asks the daemon to let through, once, what its guard holds.
+func (s *Store) AcceptAbsent(ctx context.Context) error {
+	return failed("accept", s.client.HSet(ctx, controlKey, fieldAccept, rand.Text()).Err())
+}
+
+// TakeAccept is the token of AcceptAbsent, which is then used up; "" for none.
+func (s *Store) TakeAccept(ctx context.Context) (string, error) { return s.take(ctx, fieldAccept) }
+
+// TakeRearm is the token of Resume, which is then used up; "" for none.
+func (s *Store) TakeRearm(ctx context.Context) (string, error) { return s.take(ctx, fieldRearm) }
+
+func (s *Store) take(ctx context.Context, field string) (string, error) {
+	reply, err := takeScript.one(ctx, s.client, []string{controlKey}, field)
+	token, _ := reply.(string)
+	return token, failed("take "+field, err)
+}
+
+// SaveGuard keeps the guard's state over restarts; empty means nothing to keep.
+func (s *Store) SaveGuard(ctx context.Context, state []byte) error {
+	if len(state) == 0 {
+		return failed("save guard", s.client.HDel(ctx, controlKey, fieldGuard).Err())
+	}
+	return failed("save guard", s.client.HSet(ctx, controlKey, fieldGuard, state).Err())
+}
+
+// LoadGuard is what SaveGuard kept; nil for nothing.
+func (s *Store) LoadGuard(ctx context.Context) ([]byte, error) {
+	text, err := s.field(ctx, fieldGuard)
+	if text == "" {
+		return nil, err
+	}
+	return []byte(text), err
+}
+
+// RecordIdentity keeps the database's identity at first start; stored is what
+// was recorded then, be it value or another.
+func (s *Store) RecordIdentity(ctx context.Context, value string) (stored string, err error) {
+	if err := s.client.HSetNX(ctx, controlKey, fieldIdentity, value).Err(); err != nil {
+		return "", failed("record identity", err)
+	}
+	return s.field(ctx, fieldIdentity)
+}
+
+// SetIdentity replaces the recorded identity: an operator says that the database
+// is the right one.
+func (s *Store) SetIdentity(ctx context.Context, value string) error {
+	return failed("set identity", s.client.HSet(ctx, controlKey, fieldIdentity, value).Err())
+}
+
+// State reads the control hash.
+func (s *Store) State(ctx context.Context) (State, error) {
+	fields, err := s.client.HGetAll(ctx, controlKey).Result()
+	if err != nil {
+		return State{}, failed("read state", err)
+	}
+	state := State{
+		PausedBy: fields[fieldPausedBy], Accept: fields[fieldAccept], Rearm: fields[fieldRearm],
+		Identity: fields[fieldIdentity],
+	}
+	if guard := fields[fieldGuard]; guard != "" {
+		state.Guard = []byte(guard)
+	}
+	state.Epoch, _ = strconv.ParseUint(fields[fieldEpoch], 10, 64)
+	if since, ok := fields[fieldPaused]; ok {
+		state.Paused, state.PausedSince = true, millis(since)
+	}
+	return state, nil
+}
+
+func (s *Store) field(ctx context.Context, field string) (string, error) {
+	text, err := s.client.HGet(ctx, controlKey, field).Result()
+	if errors.Is(err, redis.Nil) {
+		return "", nil
+	}
+	return text, failed("read "+field, err)
+}
+
+// PublishStatus tells the CLI what a running copy says of itself, for ttl.
+func (s *Store) PublishStatus(ctx context.Context, instance string, status []byte, ttl time.Duration) error {
+	now := time.Now()
+	_, err := s.client.Pipelined(ctx, func(p redis.Pipeliner) error {
+		p.Set(ctx, statusPrefix+instance, status, ttl)
+		p.ZAdd(ctx, instancesKey, redis.Z{Score: float64(now.Add(ttl).UnixMilli()), Member: instance})
+		p.ZRemRangeByScore(ctx, instancesKey, "-inf", "("+strconv.FormatInt(now.Add(-time.Hour).UnixMilli(), 10))
+		return nil
+	})
+	return failed("publish status", err)
+}
+
+// ReadStatus is what each running copy last said of itself, by instance.
+func (s *Store) ReadStatus(ctx context.Context) (map[string][]byte, error) {
+	instances, err := s.client.ZRange(ctx, instancesKey, 0, -1).Result()
+	if err != nil || len(instances) == 0 {
+		return nil, failed("read status", err)
+	}
+	keys := make([]string, len(instances))
+	for i, instance := range instances {
+		keys[i] = statusPrefix + instance
+	}
+	values, err := s.client.MGet(ctx, keys...).Result()
+	if err != nil {
+		return nil, failed("read status", err)
+	}
+	out := make(map[string][]byte, len(values))
+	for i, value := range values {
+		if text, ok := value.(string); ok {
+			out[instances[i]] = []byte(text)
+		}
+	}
+	return out, nil
+}

@@ -1,0 +1,23 @@
+// Package celery is Celery's data in Redis: which keys a task has, what a result
+// says, and the atomic steps that remove, remember and restore.
+//
+// Invariant: an artifact leaves its place only in the script that has just seen
+// that it is unchanged, that this leader is still the newest, that nobody paused
+// or held it, and that has written the record by which it can be restored.
+//
+//	           Remove                    quarantine over
+//	in place ───────────▶ orphanwatch:undo:<key> ─────────▶ gone, record stays
+//	    ▲                        │                            │ remember over
+//	    └──────── Restore ───────┘                            ▼
+//	      (held until hold_until)                          forgotten
+//
+// Keys of ours, all under orphanwatch:
+//
+//	orphanwatch:control            hash: epoch, paused, paused_by, accept, rearm, identity, guard
+//	orphanwatch:record:task:<id>   hash: what was removed of a task (see remove.lua)
+//	orphanwatch:record:row:<table>:<key>   the same of a row's companion keys
+//	orphanwatch:records            sorted set: record id by the time of the last removal, ms
+//	orphanwatch:undo:<key>         the removed value itself, under its old name
+//	orphanwatch:status:<instance>  string: what the daemon says of itself
+//	orphanwatch:instances          sorted set: instance by the time its status ends, ms
+package celery

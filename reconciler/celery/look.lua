@@ -1,0 +1,44 @@
+-- look: which of these keys exist, and the stamp of each. Reads only.
+--
+-- KEYS     records and possible artifacts of some subjects, the likely ones first
+-- ARGV[1]  a letter for each key: 'r' a record, 's' a result (strings only: a key
+--          of another type is not Celery's result), 'c' a companion (any type)
+-- ARGV[2]  how many bytes of values to return before stopping early
+--
+-- Returns {next, index, a, b, c, index, a, b, c, …}, index from 1 into KEYS:
+--   next      the first key that was not looked at, or #KEYS + 1
+--   a, b, c   of an artifact its stamp (stamp.lua): length, head, tail;
+--             of a record: 0, evidence, hold_until ('' for none)
+local kinds, budget = ARGV[1], tonumber(ARGV[2])
+local out = { #KEYS + 1 }
+local missing = redis.call('EXISTS', unpack(KEYS)) -- how many are still to be met
+
+for i = 1, #KEYS do
+  if missing == 0 then
+    break
+  end
+  if budget <= 0 then
+    out[1] = i
+    break
+  end
+  local kind = string.sub(kinds, i, i)
+  local a, b, c
+  if kind == 'r' then
+    local record = redis.call('HMGET', KEYS[i], 'evidence', 'hold_until')
+    if record[1] then
+      a, b, c = 0, record[1], record[2] or ''
+      missing = missing - 1
+    end
+  else
+    a, b, c = stamp(KEYS[i])
+    if a then
+      missing = missing - 1
+      budget = budget - #b - #c
+    end
+  end
+  if a and not (kind == 's' and b == '' and c ~= '') then
+    local n = #out
+    out[n + 1], out[n + 2], out[n + 3], out[n + 4] = i, a, b, c
+  end
+end
+return out

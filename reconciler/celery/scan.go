@@ -1,0 +1,91 @@
+package celery
+
+import (
+	"context"
+	"time"
+
+	"github.com/orphanwatch/orphanwatch/reconciler"
+)
+
+const (
+	// scanCount is how many buckets one SCAN goes over: about 1 ms of the server.
+	scanCount = 1000
+	// scanDebt is for how long pauses add up before one is made.
+	scanDebt = 5 * time.Millisecond
+	// scanTrim is how many ended records one Scan forgets at most, in steps.
+	scanTrim = 1_000_000
+)
+
+// Scan finds every artifact and yields what each is of, in batches, until yield
+// fails. SCAN may give a key more than once. Between calls it leaves the server
+// the part of the time that Options.ScanShare does not take. Patterns are gone
+// through one after the other, each over all the keys of the database.
+func (s *Store) Scan(ctx context.Context, yield func([]reconciler.Look) error) error {
+	for n := 0; n < scanTrim; n += trimEvery {
+		if reply, err := trimScript.one(ctx, s.client, []string{recordsKey}, s.remember().Milliseconds(), trimEvery); err != nil {
+			return failed("trim records", err)
+		} else if reply == int64(0) {
+			break
+		}
+	}
+	total, err := s.CountEstimate(ctx)
+	if err != nil {
+		return err
+	}
+	for _, pattern := range s.Keys.Patterns() {
+		if err := s.scan(ctx, pattern, total, yield); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Store) scan(ctx context.Context, pattern string, total int64, yield func([]reconciler.Look) error) error {
+	var cursor uint64
+	var scanned int64
+	var debt time.Duration
+	for {
+		began := time.Now()
+		keys, next, err := s.client.Scan(ctx, cursor, pattern, scanCount).Result()
+		if err != nil {
+			return failed("scan", err)
+		}
+		took := time.Since(began)
+		debt += time.Duration(float64(took) * (1 - s.options.ScanShare) / s.options.ScanShare)
+		looks := make([]reconciler.Look, 0, len(keys))
+		for _, key := range keys {
+			looks = s.Keys.AppendLooks(looks, key)
+		}
+		if len(looks) > 0 {
+			if err := yield(looks); err != nil {
+				return err
+			}
+		}
+		scanned = min(scanned+scanCount, total)
+		if next == 0 {
+			scanned = total
+		}
+		if s.options.ScanProgress != nil {
+			s.options.ScanProgress(scanned, total)
+		}
+		if cursor = next; cursor == 0 {
+			return nil
+		}
+		if debt >= scanDebt {
+			pause := time.NewTimer(debt)
+			debt = 0
+			select {
+			case <-pause.C:
+			case <-ctx.Done():
+				pause.Stop()
+				return ctx.Err()
+			}
+		}
+	}
+}
+
+// CountEstimate is how many keys the database holds, ours and foreign ones too.
+func (s *Store) CountEstimate(ctx context.Context) (int64, error) {
+	n, err := s.client.DBSize(ctx).Result()
+	return n, failed("count keys", err)
+}
