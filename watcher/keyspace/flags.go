@@ -6,8 +6,8 @@ import "strings"
 // string commands.
 const neededFlags = "K$"
 
-// allFlags is what the flag A stands for in every version since 6.2 (later ones add d).
-const allFlags = "g$lshzxet"
+// allFlags is what the flag A stands for.
+const allFlags = "g$lshzxetd"
 
 // hasFlags tells whether a value of notify-keyspace-events includes the others.
 func hasFlags(have, need string) bool {
