@@ -80,14 +80,14 @@ func (g *Guard) Tripped() *Trip {
 func (g *Guard) JudgePass(t Tally) (ok, accepted bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if t.Orphans == 0 && t.Identity == "" {
-		return g.trip == nil, false
-	}
-	if g.accepted > 0 && t.Orphans <= g.accepted {
+	if g.accepted > 0 && t.Orphans <= g.accepted && t.Identity == "" {
 		g.trip, g.accepted, g.buckets = nil, 0, nil
 		return true, true
 	}
 	g.accepted = 0
+	if t.Orphans == 0 && t.Identity == "" {
+		return g.trip == nil, false
+	}
 	if reason := g.doubt(t); reason != "" {
 		g.set(reason, t.Seen, t.Orphans)
 	} else if g.trip != nil {

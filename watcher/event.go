@@ -38,7 +38,9 @@ type Event struct {
 type Sink interface {
 	// Offer merges e into the queue, or reports at once that there is no room.
 	Offer(e Event) bool
-	// Room is a channel that is closed when there may be room again.
+	// Room is a channel that is closed when there may be room again. Get it before
+	// the Offer that may be refused, or offer once more after: else the wait may
+	// begin too late.
 	Room() <-chan struct{}
 	// Gap says that something may have been missed, and why: a short constant
 	// such as "reconnect". It leads to a resync. It never blocks.

@@ -1,0 +1,110 @@
+package wiring
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"go.uber.org/fx"
+	"go.uber.org/fx/fxevent"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/orphanwatch/orphanwatch/reconciler/postgres"
+	"github.com/orphanwatch/orphanwatch/watcher"
+)
+
+// stopTimeout is how long a shutdown may take in all: the drain, and then what
+// it leaves for the rest.
+const stopTimeout = 10 * time.Second
+
+// Run is the daemon. It returns when ctx ends and what was in hand is done, or
+// with the error of what has died.
+func Run(ctx context.Context, c *Config, log *slog.Logger, version Version) error {
+	var died error
+	app := fx.New(options(ctx, c, log, version, &died))
+	if err := app.Err(); err != nil {
+		return fmt.Errorf("start: %w", dig(err))
+	}
+	if err := app.Start(ctx); err != nil {
+		return fmt.Errorf("start: %w", err)
+	}
+	select {
+	case <-ctx.Done():
+	case <-app.Wait():
+	}
+	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+	defer cancel()
+	stopped := app.Stop(bounded)
+	return errors.Join(died, stopped)
+}
+
+func options(ctx context.Context, c *Config, log *slog.Logger, version Version, died *error) fx.Option {
+	return fx.Options(
+		fx.WithLogger(func() fxevent.Logger {
+			l := &fxevent.SlogLogger{Logger: log}
+			l.UseLogLevel(slog.LevelDebug)
+			return l
+		}),
+		fx.StopTimeout(stopTimeout),
+		fx.Supply(c, log, version),
+		fx.Provide(
+			func() context.Context { return ctx },
+			NewInstance,
+			NewTelemetry,
+			NewRedis,
+			NewStore,
+			NewRows,
+			NewReplication,
+			NewReconciler,
+			NewDesk,
+			NewController,
+			NewServer,
+		),
+		// Telemetry first: instruments are made from the global providers.
+		fx.Invoke(func(*Telemetry) {}),
+		fx.Invoke(func(lc fx.Lifecycle, down fx.Shutdowner, t *Telemetry, rows *postgres.Store, controller *watcher.Controller, server *Server) {
+			running, stop := context.WithCancel(context.WithoutCancel(ctx))
+			g, running := errgroup.WithContext(running)
+			ended := make(chan struct{})
+			lc.Append(fx.Hook{
+				OnStart: func(context.Context) error {
+					g.Go(func() error { return controller.Run(running) })
+					g.Go(func() error { return server.Run(running) })
+					go func() {
+						*died = g.Wait()
+						close(ended)
+						_ = down.Shutdown() // the only error is that it is already going on
+					}()
+					return nil
+				},
+				OnStop: func(ctx context.Context) error {
+					stop()
+					select {
+					case <-ended:
+					case <-ctx.Done():
+						return fmt.Errorf("stop: %w", ctx.Err())
+					}
+					rows.Close()
+					return t.Shutdown(ctx)
+				},
+			})
+			log.InfoContext(ctx, "orphanwatch", "version", string(version), "http", server.Addr())
+		}),
+	)
+}
+
+// dig is the error of the constructor that failed, without fx's words around it.
+func dig(err error) error {
+	for {
+		inner := errors.Unwrap(err)
+		if inner == nil {
+			return err
+		}
+		if _, ok := err.(interface{ CanVisualizeError() bool }); !ok { //nolint:errorlint // only fx's own wrappers are peeled
+			return err
+		}
+		err = inner
+	}
+}

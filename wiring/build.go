@@ -1,0 +1,203 @@
+package wiring
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"golang.org/x/term"
+
+	"github.com/orphanwatch/orphanwatch/reconciler"
+	"github.com/orphanwatch/orphanwatch/reconciler/celery"
+	"github.com/orphanwatch/orphanwatch/reconciler/httpapi"
+	"github.com/orphanwatch/orphanwatch/reconciler/postgres"
+	"github.com/orphanwatch/orphanwatch/watcher"
+	"github.com/orphanwatch/orphanwatch/watcher/keyspace"
+	"github.com/orphanwatch/orphanwatch/watcher/replication"
+)
+
+// Sizes of one process. The queue holds at most two times queueLimit entries,
+// some 250 bytes each; memory remembers fingerprints of 16 bytes.
+const (
+	queueLimit    = 50_000
+	memoryLimit   = 4 * queueLimit
+	workers       = 2
+	drainTimeout  = 8 * time.Second
+	rowLookConns  = 4
+	redisPoolSize = 8
+)
+
+// Version is what the binary was built from; main sets it.
+type Version string
+
+// Instance names this process among the copies.
+type Instance string
+
+// NewInstance is the host's name, and what makes it this process.
+func NewInstance() Instance {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	return Instance(fmt.Sprintf("%s-%d-%s", host, os.Getpid(), rand.Text()[:4]))
+}
+
+// NewLog logs to w, as the configuration says. Lines of a trace hold its ids.
+func NewLog(c *Config, w io.Writer) *slog.Logger {
+	var level slog.Level
+	_ = level.UnmarshalText([]byte(c.Log.Level)) // Load has checked it
+	opts := &slog.HandlerOptions{Level: level}
+	asText := c.Log.Format == "text"
+	if f, ok := w.(*os.File); ok && c.Log.Format == "auto" {
+		asText = term.IsTerminal(int(f.Fd())) //nolint:gosec // a file descriptor fits
+	}
+	if asText {
+		return slog.New(traced{slog.NewTextHandler(w, opts)})
+	}
+	return slog.New(traced{slog.NewJSONHandler(w, opts)})
+}
+
+// Bindings are the configured ones, as the reconciler knows them.
+func Bindings(c *Config) []reconciler.Binding {
+	bindings := make([]reconciler.Binding, len(c.Tasks))
+	for i, t := range c.Tasks {
+		schema, table, _ := strings.Cut(t.Table, ".")
+		b := reconciler.Binding{
+			Schema: schema, Table: table, Key: t.Key, Names: t.Names,
+			Exclusive: t.Exclusive, Companions: t.Companions,
+		}
+		for _, text := range t.Match {
+			switch m, _ := ParseMatch(text); m.Kind {
+			case MatchCeleryID:
+				b.CeleryID = true
+			case MatchColumn:
+				b.Columns = append(b.Columns, m.Name)
+			}
+		}
+		bindings[i] = b
+	}
+	return bindings
+}
+
+// NewRedis is a client of the Redis that holds the results, and our own keys
+// beside them: a removal and its record are one step.
+func NewRedis(c *Config) (*redis.Client, error) {
+	opts, err := redis.ParseURL(c.Redis.Results().Reveal())
+	if err != nil {
+		return nil, fmt.Errorf("redis URL: %w", err)
+	}
+	opts.ClientName = "orphanwatch"
+	opts.ContextTimeoutEnabled = true
+	opts.DialTimeout, opts.ReadTimeout, opts.WriteTimeout = 5*time.Second, 5*time.Second, 5*time.Second
+	opts.MaxRetries = -1 // retries are the queue's: a second try must look anew
+	opts.PoolSize = redisPoolSize
+	opts.DisableIdentity = true
+	return redis.NewClient(opts), nil
+}
+
+// NewStore is Redis as the reconciler needs it.
+func NewStore(c *Config, client *redis.Client) *celery.Store {
+	return celery.New(celery.Options{
+		Client: client, Bindings: Bindings(c), ResultKeyPrefix: c.Celery.ResultKeyprefix,
+		Quarantine: c.Policy.Quarantine, Remember: c.Policy.Remember,
+	})
+}
+
+// NewRows is PostgreSQL as the reconciler needs it. It does not connect yet.
+func NewRows(ctx context.Context, c *Config) (*postgres.Store, error) {
+	return postgres.New(ctx, postgres.Options{URL: c.Postgres.URL.Reveal(), Bindings: Bindings(c), MaxConns: rowLookConns})
+}
+
+// NewReplication is the source of deletes, and the leadership.
+func NewReplication(c *Config, log *slog.Logger) *replication.Source {
+	return replication.New(replication.Options{
+		URL: c.Postgres.URL.Reveal(), Slot: c.Replication.Slot, Publication: c.Replication.Publication,
+		MaxWAL: int64(c.Replication.MaxWAL), Bindings: Bindings(c), Log: log,
+	})
+}
+
+// KeyspaceOptions are those of the source of keys.
+func KeyspaceOptions(c *Config, client *redis.Client, store *celery.Store, log *slog.Logger) keyspace.Options {
+	return keyspace.Options{Client: client, Keys: store.Keys, Configure: c.Redis.Configure, Log: log}
+}
+
+// NewReconciler is the one service.
+func NewReconciler(c *Config, store *celery.Store, rows *postgres.Store, log *slog.Logger) (*reconciler.Reconciler, error) {
+	policy := reconciler.Policy{
+		Remove: reconciler.Remove(c.Policy.Remove), Grace: c.Policy.Grace, InflightLimit: c.Policy.InflightLimit,
+		MaxAbsentRatio: c.Policy.MaxAbsentRatio, MinSample: c.Policy.MinSample,
+	}
+	return reconciler.New(reconciler.Options{
+		Bindings: Bindings(c), Policy: policy, Artifacts: store, Rows: rows, Scanner: store, Tables: rows,
+		RecordIdentity: store.RecordIdentity,
+		Guard:          reconciler.NewGuard(policy, nil, time.Now),
+		Memory:         reconciler.NewMemory(memoryLimit), Log: log,
+	})
+}
+
+// NewDesk is where orders arrive.
+func NewDesk(store *celery.Store, rows *postgres.Store, r *reconciler.Reconciler, instance Instance, version Version, log *slog.Logger) *Desk {
+	return &Desk{Store: store, Reconciler: r, Tables: rows, Instance: string(instance), Version: string(version), Log: log}
+}
+
+// NewController joins the sources, the queue and the reconciler.
+func NewController(c *Config, repl *replication.Source, client *redis.Client, store *celery.Store, r *reconciler.Reconciler, desk *Desk, log *slog.Logger) (*watcher.Controller, error) {
+	return watcher.New(watcher.Options{
+		Leadership: repl, Keyspace: keyspace.New(KeyspaceOptions(c, client, store, log)), Judge: r, Desk: desk,
+		Remember: r.Memory.Add, Log: log,
+		QueueLimit: queueLimit, Workers: workers, ResyncInterval: c.Policy.ResyncInterval, Grace: c.Policy.Grace,
+		ObserveFirst: !c.Policy.CleanupOnStartup, DrainTimeout: drainTimeout,
+	})
+}
+
+// Server is the HTTP listener; it listens from the moment that it is made, so
+// that an address in use is an error at start.
+type Server struct {
+	http     *http.Server
+	listener net.Listener
+}
+
+// NewServer listens on http.addr.
+func NewServer(c *Config, controller *watcher.Controller, telemetry *Telemetry, log *slog.Logger) (*Server, error) {
+	handler := httpapi.New(httpapi.Options{Ready: controller.Ready, Metrics: telemetry.Handler()})
+	listener, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", c.HTTP.Addr)
+	if err != nil {
+		return nil, reconciler.Hint(fmt.Errorf("listen on http.addr: %w", err), "set ORPHANWATCH_HTTP_ADDR=127.0.0.1:PORT to a free port")
+	}
+	return &Server{listener: listener, http: &http.Server{
+		Handler: handler, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
+		WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
+		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+	}}, nil
+}
+
+// Addr is where it listens.
+func (s *Server) Addr() string { return s.listener.Addr().String() }
+
+// Run serves until ctx ends.
+func (s *Server) Run(ctx context.Context) error {
+	stopped := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(stopped)
+		bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+		defer cancel()
+		_ = s.http.Shutdown(bounded) // what has not ended by then is cut off
+	})
+	err := s.http.Serve(s.listener)
+	if !stop() {
+		<-stopped
+	}
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return fmt.Errorf("serve HTTP on %s: %w", s.Addr(), err)
+}

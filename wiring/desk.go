@@ -1,0 +1,160 @@
+package wiring
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/orphanwatch/orphanwatch/reconciler"
+	"github.com/orphanwatch/orphanwatch/reconciler/celery"
+	"github.com/orphanwatch/orphanwatch/watcher"
+)
+
+// DaemonStatus is what a running copy publishes of itself, every second.
+type DaemonStatus struct {
+	watcher.Status
+	Instance string    `json:"instance"`
+	Version  string    `json:"version"`
+	At       time.Time `json:"at"`
+	// Guard is set while the guard holds all removals on evidence absent.
+	Guard *reconciler.Trip `json:"guard,omitempty"`
+	// Pass is the resync under way, or the last one.
+	Pass reconciler.Pass `json:"pass"`
+	// Transactions that are open and hold removals.
+	Transactions []string `json:"transactions,omitempty"`
+	// Held counts orphans of the last pass by binding and by what holds them.
+	Held map[string]int64 `json:"held,omitempty"`
+}
+
+// statusTTL is for how long a copy's word is good.
+const statusTTL = 10 * time.Second
+
+// Desk joins the control key in Redis, the guard and the reconciler: it is where
+// the orders of pause, resume and the like arrive. It implements watcher.Desk.
+type Desk struct {
+	Store      *celery.Store
+	Reconciler *reconciler.Reconciler
+	Tables     reconciler.Tables
+	Instance   string
+	Version    string
+	Log        *slog.Logger
+
+	mu    sync.Mutex
+	epoch uint64
+	saved []byte
+}
+
+// ClaimEpoch makes this copy the newest leader, with the guard as the one before left it.
+func (d *Desk) ClaimEpoch(ctx context.Context) (uint64, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	kept, err := d.Store.LoadGuard(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("load the guard: %w", err)
+	}
+	// A trip that could not be kept yet (Redis was away) must not be forgotten.
+	if len(kept) > 0 || d.Reconciler.Guard.Tripped() == nil {
+		var trip *reconciler.Trip
+		if len(kept) > 0 {
+			if err := json.Unmarshal(kept, &trip); err != nil {
+				return 0, fmt.Errorf("read the guard in orphanwatch:control: %w", err)
+			}
+		}
+		d.Reconciler.Guard.Load(trip)
+	}
+	d.saved = kept
+	d.epoch, err = d.Store.ClaimEpoch(ctx, d.epoch)
+	if err != nil {
+		return 0, fmt.Errorf("claim the epoch: %w", err)
+	}
+	return d.epoch, nil
+}
+
+// Orders carries out accept and re-arm, and keeps the guard's state.
+func (d *Desk) Orders(ctx context.Context) (resync string, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	rearm, errRearm := d.Store.TakeRearm(ctx)
+	accept, errAccept := d.Store.TakeAccept(ctx)
+	if err := errors.Join(errRearm, errAccept); err != nil {
+		return "", fmt.Errorf("take orders: %w", err)
+	}
+	guard := d.Reconciler.Guard
+	switch {
+	case accept != "":
+		if trip := guard.Tripped(); trip != nil {
+			identity, err := d.Tables.Identity(ctx)
+			if err == nil {
+				err = d.Store.SetIdentity(ctx, identity)
+			}
+			if err != nil {
+				return "", fmt.Errorf("accept the database's identity: %w", err)
+			}
+			guard.Accept()
+			d.Log.WarnContext(ctx, "an operator accepts what the guard holds", "reason", trip.Reason, "orphans", trip.Orphans)
+			resync = "asked for"
+		}
+	case rearm != "":
+		if trip := guard.Tripped(); trip != nil {
+			guard.Rearm()
+			d.Log.InfoContext(ctx, "an operator re-arms the guard: the next pass judges anew", "reason", trip.Reason)
+		}
+		resync = "asked for"
+	}
+	tripped, err := d.keepGuard(ctx)
+	if tripped && resync == "" {
+		resync = "asked for" // so that the report is of everything
+	}
+	return resync, err
+}
+
+// keepGuard saves the guard's state where it has changed, and tells whether it
+// has tripped since.
+func (d *Desk) keepGuard(ctx context.Context) (tripped bool, err error) {
+	var state []byte
+	trip := d.Reconciler.Guard.Tripped()
+	if trip != nil {
+		if state, err = json.Marshal(trip); err != nil {
+			return false, fmt.Errorf("encode the guard: %w", err)
+		}
+	}
+	if string(state) == string(d.saved) {
+		return false, nil
+	}
+	if err := d.Store.SaveGuard(ctx, state); err != nil {
+		return false, fmt.Errorf("keep the guard: %w", err)
+	}
+	tripped = len(d.saved) == 0
+	d.saved = state
+	return tripped, nil
+}
+
+// Publish shows the state in Redis, for the command line.
+func (d *Desk) Publish(ctx context.Context, s watcher.Status) error {
+	body, err := json.Marshal(d.Status(s))
+	if err != nil {
+		return fmt.Errorf("encode the status: %w", err)
+	}
+	return d.Store.PublishStatus(ctx, d.Instance, body, statusTTL)
+}
+
+// Status adds what the reconciler knows to the controller's status.
+func (d *Desk) Status(s watcher.Status) DaemonStatus {
+	out := DaemonStatus{
+		Status: s, Instance: d.Instance, Version: d.Version, At: time.Now(),
+		Guard: d.Reconciler.Guard.Tripped(), Pass: d.Reconciler.Progress(), Held: map[string]int64{},
+	}
+	for _, t := range d.Reconciler.Waiting() {
+		out.Transactions = append(out.Transactions, t.String())
+	}
+	for k, n := range d.Reconciler.OrphanCounts() {
+		if n > 0 {
+			out.Held[k.Binding+" "+string(k.HeldBy)] = n
+		}
+	}
+	return out
+}

@@ -1,0 +1,422 @@
+package wiring_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	"github.com/orphanwatch/orphanwatch/deploy/sandbox"
+	"github.com/orphanwatch/orphanwatch/reconciler/celery"
+	"github.com/orphanwatch/orphanwatch/wiring"
+)
+
+// recovery is how long the daemon may take to be whole again after any fault.
+const recovery = 30 * time.Second
+
+// grace is policy.grace in these tests.
+const grace = 500 * time.Millisecond
+
+// world is both stores, a daemon, and what must be true of them.
+type world struct {
+	t      *testing.T
+	sb     *sandbox.Sandbox
+	dbURL  string
+	db     *pgxpool.Pool
+	redis  *redis.Client
+	store  *celery.Store
+	daemon *daemon
+}
+
+func newWorld(t *testing.T, opts ...sandbox.Options) *world {
+	t.Helper()
+	if len(opts) == 0 {
+		opts = []sandbox.Options{{Redis: sandbox.RedisOptions{AppendOnly: true}}}
+	}
+	w := &world{t: t, sb: sandbox.New(t, opts...)}
+	var err error
+	w.dbURL, err = w.sb.Postgres.NewExampleDatabase(t.Context())
+	require.NoError(t, err)
+	w.connect()
+	w.redis = w.sb.Redis.Client(0)
+	t.Cleanup(func() { _ = w.redis.Close() })
+	w.store = celery.New(celery.Options{Client: w.redis})
+	return w
+}
+
+func (w *world) connect() {
+	var err error
+	w.db, err = pgxpool.New(w.t.Context(), w.dbURL)
+	require.NoError(w.t, err)
+	w.t.Cleanup(w.db.Close)
+}
+
+func (w *world) sql(statement string, args ...any) {
+	w.t.Helper()
+	_, err := w.db.Exec(w.t.Context(), statement, args...)
+	require.NoError(w.t, err)
+}
+
+// one reads one value.
+func one[T any](w *world, statement string, args ...any) (v T) {
+	w.t.Helper()
+	require.NoError(w.t, w.db.QueryRow(w.t.Context(), statement, args...).Scan(&v))
+	return v
+}
+
+// rows inserts n rows and gives their ids.
+func (w *world) rows(n int) []string {
+	w.t.Helper()
+	ids := make([]string, n)
+	for i := range ids {
+		ids[i] = uuid.NewString()
+	}
+	w.sql("INSERT INTO scan_tasks (id) SELECT unnest($1::uuid[])", ids)
+	return ids
+}
+
+func resultKey(id string) string { return "celery-task-meta-" + id }
+
+func resultValue(id string) string {
+	return fmt.Sprintf(`{"status": "SUCCESS", "result": 1, "traceback": null, "children": [], "date_done": "2026-11-23T13:30:13.852832", "task_id": %q}`, id)
+}
+
+// results writes result keys as Celery does.
+func (w *world) results(ids ...string) {
+	w.t.Helper()
+	for len(ids) > 0 {
+		page := ids[:min(1000, len(ids))]
+		ids = ids[len(page):]
+		_, err := w.redis.Pipelined(w.t.Context(), func(p redis.Pipeliner) error {
+			for _, id := range page {
+				p.SetEx(w.t.Context(), resultKey(id), resultValue(id), 24*time.Hour)
+				p.Publish(w.t.Context(), resultKey(id), resultValue(id))
+			}
+			return nil
+		})
+		require.NoError(w.t, err)
+	}
+}
+
+// have counts those of the ids that have a result.
+func (w *world) have(ids ...string) int {
+	w.t.Helper()
+	n, err := w.count(ids)
+	require.NoError(w.t, err)
+	return n
+}
+
+func (w *world) count(ids []string) (n int, err error) {
+	for len(ids) > 0 {
+		page := ids[:min(1000, len(ids))]
+		ids = ids[len(page):]
+		keys := make([]string, len(page))
+		for i, id := range page {
+			keys[i] = resultKey(id)
+		}
+		c, err := w.redis.Exists(w.t.Context(), keys...).Result()
+		if err != nil {
+			return 0, err
+		}
+		n += int(c)
+	}
+	return n, nil
+}
+
+// gone awaits that none of the ids has a result.
+func (w *world) gone(timeout time.Duration, ids ...string) {
+	w.t.Helper()
+	sandbox.AwaitTB(w.t, timeout, "the results to be gone", func() error {
+		n, err := w.count(ids)
+		if err == nil && n > 0 {
+			err = fmt.Errorf("%d of %d are left", n, len(ids))
+		}
+		return err
+	})
+}
+
+// stays watches for a while that every one of the ids keeps its result. What is
+// tested is that time passes and nothing happens.
+func (w *world) stays(d time.Duration, ids ...string) {
+	w.t.Helper()
+	end := time.NewTimer(d)
+	defer end.Stop()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		require.Equal(w.t, len(ids), w.have(ids...), "a result that must stay is gone")
+		select {
+		case <-end.C:
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// daemon is a copy of the daemon, as a process of its own.
+type daemon struct {
+	t    *testing.T
+	cmd  *exec.Cmd
+	addr string
+	log  *logBuffer
+	done chan struct{}
+	err  error
+}
+
+// run starts the daemon and awaits that it is ready; env is over the defaults.
+func (w *world) run(env ...string) *daemon {
+	w.t.Helper()
+	d := w.start(env...)
+	w.daemon = d
+	d.ready(recovery)
+	return d
+}
+
+// start starts a copy and does not wait.
+func (w *world) start(env ...string) *daemon {
+	w.t.Helper()
+	d := &daemon{t: w.t, addr: freeAddr(w.t), log: &logBuffer{}, done: make(chan struct{})}
+	d.cmd = exec.Command(os.Args[0])
+	d.cmd.Env = append([]string{
+		asDaemon + "=1", "PATH=" + os.Getenv("PATH"), "HOME=" + w.t.TempDir(),
+		"DATABASE_URL=" + w.dbURL, "REDIS_URL=" + w.sb.Redis.URL(),
+		"ORPHANWATCH_HTTP_ADDR=" + d.addr, "ORPHANWATCH_POLICY_GRACE=" + grace.String(),
+		"ORPHANWATCH_LOG_FORMAT=text",
+	}, env...)
+	d.cmd.Stderr = d.log
+	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	require.NoError(w.t, d.cmd.Start())
+	go func() {
+		d.err = d.cmd.Wait()
+		close(d.done)
+	}()
+	w.t.Cleanup(func() {
+		d.kill()
+		if w.t.Failed() {
+			w.t.Logf("the daemon's log:\n%s", d.log)
+		}
+	})
+	return d
+}
+
+func freeAddr(t *testing.T) string {
+	t.Helper()
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer func() { _ = l.Close() }()
+	return l.Addr().String()
+}
+
+func (d *daemon) alive() bool {
+	select {
+	case <-d.done:
+		return false
+	default:
+		return true
+	}
+}
+
+func (d *daemon) kill() {
+	_ = d.cmd.Process.Kill() // it may have ended
+	<-d.done
+}
+
+// stop is what an orchestrator does; it gives the time that it took.
+func (d *daemon) stop() time.Duration {
+	d.t.Helper()
+	start := time.Now()
+	require.NoError(d.t, d.cmd.Process.Signal(syscall.SIGTERM))
+	select {
+	case <-d.done:
+	case <-time.After(15 * time.Second):
+		d.t.Fatal("SIGTERM did not end the daemon in 15 s")
+	}
+	require.NoError(d.t, d.err, "the daemon's exit code")
+	return time.Since(start)
+}
+
+func (d *daemon) get(path string) (int, string, error) {
+	ctx, cancel := context.WithTimeout(d.t.Context(), 5*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+d.addr+path, nil)
+	if err != nil {
+		return 0, "", err
+	}
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	resp, err := client.Do(req)
+	if err != nil {
+		return 0, "", err
+	}
+	body, err := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(body), errors.Join(err, resp.Body.Close())
+}
+
+func (d *daemon) ready(timeout time.Duration) {
+	d.t.Helper()
+	sandbox.AwaitTB(d.t, timeout, "the daemon to be ready", func() error {
+		if !d.alive() {
+			d.t.Fatalf("the daemon has ended: %v", d.err)
+		}
+		code, body, err := d.get("/readyz")
+		if err == nil && code != http.StatusOK {
+			err = errors.New(body)
+		}
+		return err
+	})
+}
+
+// metric is the sum of all series of that name which have all of these labels.
+func (d *daemon) metric(name string, labels ...string) float64 {
+	d.t.Helper()
+	_, body, err := d.get("/metrics")
+	require.NoError(d.t, err)
+	sum := 0.0
+	lines := bufio.NewScanner(strings.NewReader(body))
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		series, value, ok := strings.Cut(lines.Text(), " ")
+		if !ok || (series != name && !strings.HasPrefix(series, name+"{")) {
+			continue
+		}
+		all := true
+		for _, l := range labels {
+			all = all && strings.Contains(series, l)
+		}
+		if v, err := strconv.ParseFloat(value, 64); err == nil && all {
+			sum += v
+		}
+	}
+	return sum
+}
+
+// status is what the daemon has published.
+func (w *world) status() (s wiring.DaemonStatus, err error) {
+	all, err := w.store.ReadStatus(w.t.Context())
+	if err != nil {
+		return s, err
+	}
+	for _, body := range all {
+		if err := json.Unmarshal(body, &s); err != nil {
+			return s, err
+		}
+		if s.Role == "leader" {
+			return s, nil
+		}
+	}
+	if len(all) == 0 {
+		return s, errors.New("no copy has published its status")
+	}
+	return s, nil
+}
+
+// awaitStatus waits until the published status says so.
+func (w *world) awaitStatus(timeout time.Duration, what string, is func(wiring.DaemonStatus) bool) {
+	w.t.Helper()
+	sandbox.AwaitTB(w.t, timeout, what, func() error {
+		s, err := w.status()
+		if err == nil && !is(s) {
+			text, _ := json.Marshal(s)
+			err = fmt.Errorf("the status is %s", text)
+		}
+		return err
+	})
+}
+
+// awaitPass waits for a pass that began from now on.
+func (w *world) awaitPass(timeout time.Duration) {
+	w.t.Helper()
+	from := time.Now()
+	w.awaitStatus(timeout, "a pass to end", func(s wiring.DaemonStatus) bool {
+		return s.Pass.Started.After(from) && !s.Pass.Ended.IsZero()
+	})
+}
+
+// firstPass waits until the first pass has ended.
+func (w *world) firstPass() {
+	w.t.Helper()
+	w.awaitStatus(recovery, "the first pass", func(s wiring.DaemonStatus) bool { return !s.Pass.Ended.IsZero() })
+}
+
+// proc reads a figure of the daemon's process: VmRSS in KiB.
+func (d *daemon) proc(field string) int {
+	d.t.Helper()
+	body, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(d.cmd.Process.Pid), "status"))
+	require.NoError(d.t, err)
+	for line := range strings.Lines(string(body)) {
+		if rest, ok := strings.CutPrefix(line, field+":"); ok {
+			n, err := strconv.Atoi(strings.Fields(rest)[0])
+			require.NoError(d.t, err)
+			return n
+		}
+	}
+	d.t.Fatalf("no %s in /proc", field)
+	return 0
+}
+
+// confirmed is the slot's position.
+func (w *world) confirmed() string {
+	return one[string](w, "SELECT coalesce(confirmed_flush_lsn, '0/0')::text FROM pg_replication_slots WHERE slot_name = 'orphanwatch'")
+}
+
+type logBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// awaitLog waits for a text in the daemon's log.
+func (d *daemon) awaitLog(timeout time.Duration, text string) {
+	d.t.Helper()
+	sandbox.AwaitTB(d.t, timeout, fmt.Sprintf("%q in the log", text), sandbox.Until(func() bool {
+		return strings.Contains(d.log.String(), text)
+	}))
+}
+
+// begin opens a transaction on a connection of its own.
+func (w *world) begin() (pgx.Tx, func()) {
+	w.t.Helper()
+	conn, err := pgx.Connect(w.t.Context(), w.dbURL)
+	require.NoError(w.t, err)
+	tx, err := conn.Begin(w.t.Context())
+	require.NoError(w.t, err)
+	return tx, func() { _ = conn.Close(context.WithoutCancel(w.t.Context())) }
+}
+
+// writeConfig writes a configuration file.
+func writeConfig(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "orphanwatch.yaml")
+	require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
+	return path
+}

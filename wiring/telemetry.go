@@ -1,0 +1,106 @@
+package wiring
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"go.opentelemetry.io/contrib/exporters/autoexport"
+	"go.opentelemetry.io/otel"
+	promexporter "go.opentelemetry.io/otel/exporters/prometheus"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/sdk/metric"
+	"go.opentelemetry.io/otel/sdk/resource"
+	"go.opentelemetry.io/otel/sdk/trace"
+	semconv "go.opentelemetry.io/otel/semconv/v1.37.0"
+	apitrace "go.opentelemetry.io/otel/trace"
+)
+
+// Telemetry is the OpenTelemetry SDK: metrics always for /metrics, traces and
+// metrics to wherever the OTEL_* variables say. A bare start exports nothing.
+type Telemetry struct {
+	registry *prometheus.Registry
+	metrics  *metric.MeterProvider
+	traces   *trace.TracerProvider
+}
+
+// NewTelemetry installs the global providers; whatever makes instruments must be
+// made after it.
+func NewTelemetry(ctx context.Context, instance Instance, version Version) (*Telemetry, error) {
+	res, err := resource.New(ctx, resource.WithTelemetrySDK(),
+		resource.WithAttributes(semconv.ServiceName("orphanwatch"), semconv.ServiceVersion(string(version)), semconv.ServiceInstanceID(string(instance))),
+		resource.WithFromEnv())
+	if err != nil {
+		return nil, fmt.Errorf("telemetry resource: %w", err)
+	}
+	t := &Telemetry{registry: prometheus.NewRegistry()}
+	t.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	prom, err := promexporter.New(promexporter.WithRegisterer(t.registry), promexporter.WithoutScopeInfo())
+	if err != nil {
+		return nil, fmt.Errorf("metrics for /metrics: %w", err)
+	}
+	reader, err := autoexport.NewMetricReader(ctx, autoexport.WithFallbackMetricReader(func(context.Context) (metric.Reader, error) {
+		return metric.NewManualReader(), nil
+	}))
+	if err != nil {
+		return nil, fmt.Errorf("OTEL_METRICS_EXPORTER: %w", err)
+	}
+	t.metrics = metric.NewMeterProvider(metric.WithResource(res), metric.WithReader(prom), metric.WithReader(reader))
+	otel.SetMeterProvider(t.metrics)
+
+	exporter, err := autoexport.NewSpanExporter(ctx, autoexport.WithFallbackSpanExporter(func(context.Context) (trace.SpanExporter, error) {
+		return noSpans{}, nil
+	}))
+	if err != nil {
+		return nil, fmt.Errorf("OTEL_TRACES_EXPORTER: %w", err)
+	}
+	otel.SetTextMapPropagator(propagation.TraceContext{})
+	if _, none := exporter.(noSpans); none || autoexport.IsNoneSpanExporter(exporter) {
+		return t, nil
+	}
+	t.traces = trace.NewTracerProvider(trace.WithResource(res), trace.WithBatcher(exporter))
+	otel.SetTracerProvider(t.traces)
+	return t, nil
+}
+
+// noSpans is where nothing is configured.
+type noSpans struct{}
+
+func (noSpans) ExportSpans(context.Context, []trace.ReadOnlySpan) error { return nil }
+func (noSpans) Shutdown(context.Context) error                          { return nil }
+
+// Handler serves the metrics, OpenMetrics with exemplars where it is asked for.
+func (t *Telemetry) Handler() http.Handler {
+	return promhttp.HandlerFor(t.registry, promhttp.HandlerOpts{EnableOpenMetrics: true})
+}
+
+// Shutdown exports what is left.
+func (t *Telemetry) Shutdown(ctx context.Context) error {
+	var err error
+	if t.traces != nil {
+		err = t.traces.Shutdown(ctx)
+	}
+	return errors.Join(err, t.metrics.Shutdown(ctx))
+}
+
+// traced adds the ids of the trace to the lines that are logged within one.
+type traced struct{ slog.Handler }
+
+// Handle is slog.Handler's.
+func (h traced) Handle(ctx context.Context, r slog.Record) error {
+	if s := apitrace.SpanContextFromContext(ctx); s.IsValid() {
+		r.AddAttrs(slog.String("trace_id", s.TraceID().String()), slog.String("span_id", s.SpanID().String()))
+	}
+	return h.Handler.Handle(ctx, r)
+}
+
+// WithAttrs is slog.Handler's.
+func (h traced) WithAttrs(attrs []slog.Attr) slog.Handler { return traced{h.Handler.WithAttrs(attrs)} }
+
+// WithGroup is slog.Handler's.
+func (h traced) WithGroup(name string) slog.Handler { return traced{h.Handler.WithGroup(name)} }
