@@ -159,6 +159,7 @@ func (d *decoder) decode(data []byte) (*message, error) {
 		c.u8()  // flags
 		c.lsn() // of the record's start
 		m.kind, m.lsn = kind, c.lsn()
+		c.u64() // its time, as in B
 	case 'R':
 		d.relation(&c)
 	case 'D', 'U':

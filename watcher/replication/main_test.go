@@ -75,6 +75,18 @@ func (s *sink) Report(source string, h watcher.Health) {
 	s.health = h
 }
 
+func (s *sink) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return fmt.Sprintf("health %+v, gaps %v, %d events, %d held", s.health, s.gaps, len(s.events), len(s.held))
+}
+
+func (s *sink) gapCount() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.gaps)
+}
+
 // set changes the limits and finishes the first n held events.
 func (s *sink) set(limit int, hold bool, finish int) {
 	s.mu.Lock()
@@ -229,7 +241,7 @@ func (r *rig) await(what string, cond func() bool) {
 		if cond() {
 			return nil
 		}
-		return fmt.Errorf("health %+v, gaps %v, %d events", r.sink.last(), r.sink.gaps, len(r.sink.events))
+		return errors.New(r.sink.String())
 	})
 }
 
@@ -239,14 +251,14 @@ func (r *rig) exec(statements ...string) {
 	conn := r.connect()
 	defer closeConn(conn)
 	for _, sql := range statements {
-		_, err := conn.Exec(r.tb.Context(), sql)
+		_, err := conn.Exec(context.WithoutCancel(r.tb.Context()), sql) // a cleanup's context has ended
 		require.NoError(r.tb, err, sql)
 	}
 }
 
 func (r *rig) connect() *pgx.Conn {
 	r.tb.Helper()
-	conn, err := pgx.Connect(r.tb.Context(), r.dsn)
+	conn, err := pgx.Connect(context.WithoutCancel(r.tb.Context()), r.dsn)
 	require.NoError(r.tb, err)
 	return conn
 }

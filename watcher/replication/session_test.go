@@ -168,7 +168,7 @@ func TestFastStopWhileReading(t *testing.T) {
 // TestLostSlot: a slot that the server gave up is made anew, with a gap.
 func TestLostSlot(t *testing.T) {
 	pg := sandbox.NewPostgres(t, sandbox.PostgresOptions{Settings: map[string]string{
-		"max_slot_wal_keep_size": "1MB", "min_wal_size": "2MB", "max_wal_size": "4MB",
+		"max_slot_wal_keep_size": "1MB", "min_wal_size": "32MB", "max_wal_size": "32MB",
 	}})
 	r := ownServer(t, pg)
 	require.NoError(t, r.stop())
@@ -292,11 +292,7 @@ func TestBudget(t *testing.T) {
 	r.await("release", func() bool { return r.confirmed() >= at-1<<20 })
 	r.await("gap", func() bool { return r.sink.gapped(gapBudget) })
 	r.sink.set(1<<30, false, 10)
-	r.await("within budget", func() bool {
-		r.sink.mu.Lock()
-		defer r.sink.mu.Unlock()
-		return len(r.sink.gaps) == 2 // at the start and at the end of the episode
-	})
+	r.await("within budget", func() bool { return r.sink.gapCount() == 2 }) // at the episode's start and at its end
 	r.rows(5)
 	before := len(r.sink.offered())
 	r.purge()

@@ -197,7 +197,7 @@ func TestPartitions(t *testing.T) {
 
 	expect := func(reason, sql string) {
 		t.Helper()
-		before := len(r.sink.gaps)
+		before := r.sink.gapCount()
 		r.exec(sql)
 		r.await(sql, func() bool {
 			r.sink.mu.Lock()
