@@ -31,11 +31,11 @@ func (w *watch) canary(ctx context.Context, sub *subscription) error {
 	sent := time.Now()
 	switch sub.mode {
 	case ModeKeyspace:
-		if err := w.opts.Client.Set(sending, w.canaryKey, 1, canaryLife).Err(); err != nil {
+		if err := w.client.Set(sending, w.canaryKey, 1, canaryLife).Err(); err != nil {
 			return w.refused(ctx, "set", err, "~"+canaryPrefix+"*", "+set")
 		}
 	case ModePublish:
-		if err := w.opts.Client.Publish(sending, w.canaryKey, 1).Err(); err != nil {
+		if err := w.client.Publish(sending, w.canaryKey, 1).Err(); err != nil {
 			return w.refused(ctx, "publish", err, "&"+canaryPrefix+"*", "+publish")
 		}
 	case ModeScan:
@@ -59,7 +59,7 @@ func (w *watch) refused(ctx context.Context, what string, err error, rules ...st
 	var answer redis.Error
 	switch {
 	case redis.IsPermissionError(err):
-		return &unavailable{err, aclFix(whoami(ctx, w.opts.Client), rules...)}
+		return &unavailable{err, aclFix(whoami(ctx, w.client), rules...)}
 	case !errors.As(err, &answer), redis.IsLoadingError(err), redis.IsReadOnlyError(err), redis.IsMasterDownError(err),
 		redis.HasErrorPrefix(answer, "BUSY"):
 		return err
@@ -79,7 +79,7 @@ func (w *watch) unheard(ctx context.Context, sub *subscription, sent time.Time) 
 	}
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
-	have, readErr := readFlags(ctx, w.opts.Client)
+	have, readErr := readFlags(ctx, w.client)
 	if readErr != nil {
 		return &unavailable{err, flagsFix(neededFlags)}
 	}
@@ -111,7 +111,7 @@ func (i identity) differs(from identity) error {
 func (w *watch) identify(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
-	info, err := readInfo(ctx, w.opts.Client)
+	info, err := readInfo(ctx, w.client)
 	if redis.IsPermissionError(err) {
 		return nil
 	}

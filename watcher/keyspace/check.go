@@ -36,6 +36,8 @@ type check struct {
 func Check(ctx context.Context, o Options) []Finding {
 	ctx, cancel := context.WithTimeout(ctx, 2*answerTimeout)
 	defer cancel()
+	o.Client = ownClient(o.Client)
+	defer func() { _ = o.Client.Close() }()
 	c := &check{Options: o}
 	if !c.reachable(ctx) {
 		return c.findings

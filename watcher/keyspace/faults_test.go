@@ -242,3 +242,25 @@ func TestStopWhilePaused(t *testing.T) {
 		t.Errorf("Run took %s to end", took)
 	}
 }
+
+// TestRepeatedSubscription: go-redis replaces a broken connection by itself, and only
+// a second confirmation tells.
+func TestRepeatedSubscription(t *testing.T) {
+	t.Parallel()
+	client := dial(t, sandbox.NewRedis(t).URL())
+	s := &subscription{mode: ModeKeyspace, canary: "c", prefix: channelPrefix(0), hint: func(string, time.Time) {}}
+	s.start(t.Context(), client, []string{meta + "*"})
+	defer s.close()
+	select {
+	case <-s.confirmed:
+	case <-s.ctx.Done():
+		t.Fatal(s.cause())
+	}
+	if err := s.pubsub.PSubscribe(t.Context(), channelPrefix(0)+meta+"*"); err != nil {
+		t.Fatal(err)
+	}
+	<-s.ctx.Done()
+	if got := s.cause(); got.gap != gapResubscribe {
+		t.Errorf("ended by %v, want a gap %s", got, gapResubscribe)
+	}
+}

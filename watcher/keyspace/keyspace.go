@@ -52,8 +52,8 @@ type Keys interface {
 
 // Options say what to watch, and how.
 type Options struct {
-	// Client is of the Redis and the database that hold the results. It should
-	// have ContextTimeoutEnabled, or a silent server holds up its commands longer.
+	// Client is of the Redis and the database that hold the results. Only its
+	// options are used: see ownClient.
 	Client *redis.Client
 	Keys   Keys
 	// Configure is whether missing flags of notify-keyspace-events may be added:
@@ -104,6 +104,19 @@ func New(o Options) *Source {
 		s.maxKey = max(s.maxKey, len(p)+maxID)
 	}
 	return s
+}
+
+// ownClient reaches the same server by the same options, with connections of its
+// own, so that nothing waits behind the work of others. It says what is wrong at
+// once: trying again is ours, and a pool that has seen a server die would go on
+// answering for it when it is back.
+func ownClient(of *redis.Client) *redis.Client {
+	o := *of.Options()
+	o.ContextTimeoutEnabled = true
+	o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = answerTimeout, answerTimeout, answerTimeout, answerTimeout
+	o.MaxRetries, o.DialerRetries = -1, 1
+	o.MinIdleConns, o.PipelinePoolSize = 0, -1
+	return redis.NewClient(&o)
 }
 
 // instance tells this process's canary from those of others.

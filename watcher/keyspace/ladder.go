@@ -96,13 +96,13 @@ func (w *watch) open(ctx context.Context, mode string) (*subscription, error) {
 		if err := w.assertFlags(ctx); err != nil {
 			return nil, err
 		}
-		sub.prefix = channelPrefix(w.opts.Client.Options().DB)
+		sub.prefix = channelPrefix(w.client.Options().DB)
 	case ModePublish:
 		patterns = patterns[:1]
 	case ModeScan:
 		patterns = nil
 	}
-	sub.start(ctx, w.opts.Client, patterns)
+	sub.start(ctx, w.client, patterns)
 	err := w.await(ctx, sub, patterns)
 	if err == nil {
 		err = w.canary(ctx, sub)
@@ -127,7 +127,7 @@ func (w *watch) await(ctx context.Context, sub *subscription, patterns []string)
 	}
 	err := sub.cause().err
 	if redis.IsPermissionError(err) {
-		return &unavailable{err, aclFix(whoami(ctx, w.opts.Client), append(channelRules(sub.prefix, patterns), "+subscribe", "+psubscribe", "+ping")...)}
+		return &unavailable{err, aclFix(whoami(ctx, w.client), append(channelRules(sub.prefix, patterns), "+subscribe", "+psubscribe", "+ping")...)}
 	}
 	return err
 }
@@ -169,7 +169,7 @@ func whoami(ctx context.Context, client *redis.Client) string {
 func (w *watch) assertFlags(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
-	client := w.opts.Client
+	client := w.client
 	have, err := readFlags(ctx, client)
 	if err != nil {
 		w.log(slog.LevelDebug, "the flags of redis cannot be read", slog.String("error", err.Error()))

@@ -147,14 +147,12 @@ func newKeys(companions ...string) *celery.Keys {
 	return celery.NewKeys("", []reconciler.Binding{{Schema: "public", Table: "scan_tasks", Key: "id", CeleryID: true, Companions: companions}})
 }
 
-// dial is a client as wiring makes it.
 func dial(t testing.TB, url string) *redis.Client {
 	t.Helper()
 	opts, err := redis.ParseURL(url)
 	if err != nil {
 		t.Fatal(err)
 	}
-	opts.ContextTimeoutEnabled = true
 	client := redis.NewClient(opts)
 	t.Cleanup(func() { client.Close() })
 	return client
@@ -163,8 +161,10 @@ func dial(t testing.TB, url string) *redis.Client {
 // run starts a source on the database at url and returns at once.
 func run(t testing.TB, server *sandbox.Redis, url string, change func(*Options)) *fixture {
 	t.Helper()
-	f := &fixture{t: t, server: server, client: dial(t, server.URL()), sink: newSink(), log: &logBuffer{},
-		ready: make(chan struct{}), done: make(chan error, 1)}
+	f := &fixture{
+		t: t, server: server, client: dial(t, server.URL()), sink: newSink(), log: &logBuffer{},
+		ready: make(chan struct{}), done: make(chan error, 1),
+	}
 	o := Options{Client: dial(t, url), Keys: newKeys(), Log: slog.New(slog.NewTextHandler(f.log, &slog.HandlerOptions{Level: slog.LevelDebug}))}
 	if change != nil {
 		change(&o)

@@ -40,7 +40,7 @@ type subscription struct {
 	// why is why there is no better one; nil in the best mode.
 	why error
 	// ctx ends with the subscription, its cause is a *lost.
-	ctx context.Context //nolint:containedctx // the life of the subscription itself
+	ctx context.Context
 	end context.CancelCauseFunc
 	// confirmed is closed when every channel and pattern has been.
 	confirmed chan struct{}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
+	"github.com/redis/go-redis/v9"
 
 	"github.com/orphanwatch/orphanwatch/watcher"
 )
@@ -18,6 +19,8 @@ type watch struct {
 	sink  watcher.Sink
 	ready func()
 
+	// client is of the present attempt and what comes of it.
+	client   *redis.Client
 	health   watcher.Health
 	identity identity
 	ignored  int64
@@ -29,15 +32,17 @@ func (w *watch) run(ctx context.Context) error {
 	pause.InitialInterval, pause.MaxInterval = 50*time.Millisecond, 2*time.Second
 	var last *ending
 	for {
+		began := time.Now()
+		w.client = ownClient(w.opts.Client)
 		sub, err := w.connect(ctx)
 		if err == nil {
 			w.connected(sub, last)
-			began := time.Now()
 			last, err = w.stay(ctx, sub)
 			if time.Since(began) > w.opts.CanaryEvery {
 				pause.Reset()
 			}
 		}
+		_ = w.client.Close()
 		var wrong *misconfigured
 		if ctx.Err() != nil || errors.As(err, &wrong) {
 			return err
