@@ -12,15 +12,7 @@ import (
 )
 
 // Finding is one precondition: met, or what is wrong and what mends it.
-type Finding struct {
-	Name   string `json:"name"`
-	OK     bool   `json:"ok"`
-	Detail string `json:"detail,omitempty"`
-	// Fix is the exact SQL.
-	Fix string `json:"fix,omitempty"`
-	// Fatal: without it nothing is removed.
-	Fatal bool `json:"fatal,omitempty"`
-}
+type Finding = reconciler.Finding
 
 // Check looks at everything that the lookups need.
 func (s *Store) Check(ctx context.Context) ([]Finding, error) {

@@ -8,20 +8,12 @@ import (
 	"strings"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/orphanwatch/orphanwatch/reconciler"
 )
 
 // Finding is one precondition and how it stands.
-type Finding struct {
-	// Name is what was checked.
-	Name string
-	OK   bool
-	// Detail is what was found.
-	Detail string
-	// Fix is what mends it: the exact command where there is one; "" where OK.
-	Fix string
-	// Fatal: without this orphanwatch cannot work with this server at all.
-	Fatal bool
-}
+type Finding = reconciler.Finding
 
 // check is one look at a server.
 type check struct {
@@ -56,6 +48,11 @@ func (c *check) ok(name, format string, args ...any) {
 
 func (c *check) bad(name, detail, fix string) {
 	c.findings = append(c.findings, Finding{Name: name, Detail: detail, Fix: fix})
+}
+
+// advise is for what all works without.
+func (c *check) advise(name, detail, fix string) {
+	c.findings = append(c.findings, Finding{Name: name, Detail: detail, Fix: fix, Advice: true})
 }
 
 func (c *check) fatal(name, detail, fix string) {
@@ -149,6 +146,12 @@ func (c *check) flags(ctx context.Context) {
 			detail += " (run adds the flags, but only until Redis restarts)"
 		}
 		c.bad(nameFlags, detail, flagsFix(addFlags(have)))
+		if c.Configure != ConfigureNever {
+			c.findings[len(c.findings)-1].Mend = func(ctx context.Context) (string, error) {
+				want := addFlags(have)
+				return "CONFIG SET " + flagsName + " '" + want + "'", setFlags(ctx, c.Client, have, want)
+			}
+		}
 	}
 }
 
@@ -158,7 +161,7 @@ func (c *check) memory() {
 	switch {
 	case !ok:
 	case strings.HasPrefix(policy, "allkeys-"), strings.HasPrefix(policy, "volatile-") && c.info["maxmemory"] != "0":
-		c.bad(nameEviction, "maxmemory-policy is "+policy+": records in orphanwatch:* (undo, history) may be evicted",
+		c.advise(nameEviction, "maxmemory-policy is "+policy+": records in orphanwatch:* (undo, history) may be evicted",
 			"redis-cli CONFIG SET maxmemory-policy noeviction, and in redis.conf: maxmemory-policy noeviction")
 	default:
 		c.ok(nameEviction, "maxmemory-policy is %s, maxmemory %s", policy, c.info["maxmemory"])
@@ -183,7 +186,7 @@ func (c *check) outputBuffer(ctx context.Context) {
 		hard, _ := strconv.ParseInt(fields[i+1], 10, 64)
 		limit := strings.Join(fields[i:i+4], " ")
 		if hard != 0 && hard < minBuffer {
-			c.bad(nameBuffer, name+" is "+limit+" (bytes): a burst of writes disconnects us and costs a resync",
+			c.advise(nameBuffer, name+" is "+limit+" (bytes): a burst of writes disconnects us and costs a resync",
 				"redis-cli CONFIG SET "+name+" 'pubsub 33554432 8388608 60'")
 			return
 		}

@@ -183,16 +183,21 @@ func (w *watch) assertFlags(ctx context.Context) error {
 	if w.opts.Configure == ConfigureNever {
 		return &unavailable{fmt.Errorf("%w and redis.configure is %s", off, ConfigureNever), flagsFix(want)}
 	}
-	err = client.ConfigSet(ctx, flagsName, want+hiddenFlags(have)).Err()
-	if err != nil && hiddenFlags(have) != "" {
-		err = client.ConfigSet(ctx, flagsName, want).Err()
-	}
-	if err != nil {
+	if err := setFlags(ctx, client, have, want); err != nil {
 		return &unavailable{fmt.Errorf("%w and cannot be changed: %w", off, err), flagsFix(want)}
 	}
 	w.log(slog.LevelWarn, "keyspace events were off: added flags", slog.String("found", have), slog.String("set", want),
 		slog.String("hint", "to keep them over a restart, put "+flagsLine(want)+" into redis.conf"))
 	return nil
+}
+
+// setFlags replaces have by want, its union with what we need.
+func setFlags(ctx context.Context, client *redis.Client, have, want string) error {
+	err := client.ConfigSet(ctx, flagsName, want+hiddenFlags(have)).Err()
+	if err != nil && hiddenFlags(have) != "" {
+		err = client.ConfigSet(ctx, flagsName, want).Err()
+	}
+	return err
 }
 
 const flagsName = "notify-keyspace-events"

@@ -13,17 +13,7 @@ import (
 )
 
 // Finding is the answer to one precondition.
-type Finding struct {
-	// Name is constant: what was looked at.
-	Name string
-	OK   bool
-	// Detail is what is so, Fix the exact command that mends it, "" where OK.
-	Detail, Fix string
-	// Fatal: nothing can be watched, or the application would be harmed.
-	Fatal bool
-	// mends: a start mends this by itself, where the role may.
-	mends bool
-}
+type Finding = reconciler.Finding
 
 // minVersion is the oldest server_version_num: column lists, row filters and the
 // messages option are there, and empty transactions are not sent.
@@ -80,7 +70,7 @@ func (s *Source) checkOwn(ctx context.Context, conn *pgx.Conn, findings []Findin
 		return nil, err
 	}
 	for _, st := range steps {
-		findings = append(findings, Finding{Name: name, Detail: st.what, Fix: st.sql, mends: true})
+		findings = append(findings, Finding{Name: name, Detail: st.what, Fix: st.sql, Mends: true})
 	}
 	if len(steps) == 0 {
 		findings = append(findings, Finding{
@@ -93,14 +83,14 @@ func (s *Source) checkOwn(ctx context.Context, conn *pgx.Conn, findings []Findin
 
 // server is what the checks know of the server and of our role.
 type server struct {
-	version                   int
-	recovery, mayReplicate    bool
-	role, walLevel, walKeep   string
-	syncNames, application    string
-	slots, maxSlots           int
-	senders, maxSenders       int
-	slotExists                bool
-	pid                       int
+	version                 int
+	recovery, mayReplicate  bool
+	role, walLevel, walKeep string
+	syncNames, application  string
+	slots, maxSlots         int
+	senders, maxSenders     int
+	slotExists              bool
+	pid                     int
 }
 
 const serverSQL = `
@@ -162,6 +152,7 @@ func (v server) findings(o Options, version string, pid int) []Finding {
 	judge("max_slot_wal_keep_size", v.walKeep != "-1", false, v.walKeep,
 		"max_slot_wal_keep_size is unlimited: a forgotten slot fills the disk",
 		"ALTER SYSTEM SET max_slot_wal_keep_size = '10GB'; SELECT pg_reload_conf();")
+	out[len(out)-1].Advice = true
 	judge("synchronous_standby_names", !namesUs(v.syncNames, v.application), true, "does not name us",
 		fmt.Sprintf("synchronous_standby_names = '%s' makes commits wait for us", v.syncNames),
 		"name the real standbys, not *: ALTER SYSTEM SET synchronous_standby_names = 'FIRST 1 (…)'; SELECT pg_reload_conf();")

@@ -17,7 +17,7 @@ import (
 func bad(findings []Finding, prefix string) []string {
 	out := []string{}
 	for _, f := range findings {
-		if !f.OK && !f.mends && strings.HasPrefix(f.Name, prefix) {
+		if !f.OK && !f.Mends && strings.HasPrefix(f.Name, prefix) {
 			s := f.Detail + " | " + f.Fix
 			if f.Fatal {
 				s = "!" + s

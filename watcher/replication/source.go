@@ -220,7 +220,7 @@ func (s *Source) preflight(ctx context.Context, conn *pgx.Conn) error {
 		case f.OK:
 		case f.Fatal:
 			fatal = append(fatal, reconciler.Hint(fmt.Errorf("%s: %s", f.Name, f.Detail), f.Fix))
-		case !f.mends:
+		case !f.Mends:
 			s.warn(f)
 		}
 	}
