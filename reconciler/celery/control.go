@@ -45,8 +45,9 @@ func (s *Store) ClaimEpoch(ctx context.Context, atLeast uint64) (uint64, error) 
 	if err != nil {
 		return 0, failed("claim epoch", err)
 	}
-	epoch, _ := reply.(int64)
-	return uint64(epoch), nil
+	text, _ := reply.(string)
+	epoch, err := strconv.ParseUint(text, 10, 64)
+	return epoch, failed("claim epoch", err)
 }
 
 // Epoch is the newest leader's, 0 before the first.

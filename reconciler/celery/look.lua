@@ -11,7 +11,7 @@
 --             of a record: 0, evidence, hold_until ('' for none)
 local kinds, budget = ARGV[1], tonumber(ARGV[2])
 local out = { #KEYS + 1 }
-local missing = redis.call('EXISTS', unpack(KEYS)) -- how many are still to be met
+local missing = call('EXISTS', unpack(KEYS)) -- how many are still to be met
 
 for i = 1, #KEYS do
   if missing == 0 then
@@ -24,7 +24,7 @@ for i = 1, #KEYS do
   local kind = string.sub(kinds, i, i)
   local a, b, c
   if kind == 'r' then
-    local record = redis.call('HMGET', KEYS[i], 'evidence', 'hold_until')
+    local record = call('HMGET', KEYS[i], 'evidence', 'hold_until')
     if record[1] then
       a, b, c = 0, record[1], record[2] or ''
       missing = missing - 1

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/orphanwatch/orphanwatch/reconciler"
@@ -96,14 +97,14 @@ func appendFields(args []any, id string, r reconciler.Record) []any {
 
 // removed reads a reply of remove.lua.
 func removed(r reconciler.Removal, reply any) (reconciler.RemoveResult, error) {
-	list, _ := reply.([]any)
-	if len(list) == 0 {
-		return reconciler.RemoveResult{}, fmt.Errorf("remove.lua: unexpected reply %T", reply)
+	text, ok := reply.(string)
+	status, letters, _ := strings.Cut(text, " ")
+	if !ok || len(letters) > len(r.Artifacts) {
+		return reconciler.RemoveResult{}, fmt.Errorf("remove.lua: unexpected reply %v", reply)
 	}
-	status, _ := list[0].(string)
 	result := reconciler.RemoveResult{Status: reconciler.RemoveStatus(status)}
-	for i, one := range list[1:] {
-		if one == int64(1) && i < len(r.Artifacts) {
+	for i := range letters {
+		if letters[i] == '1' {
 			if result.Count == nil {
 				result.Count = make(map[reconciler.ArtifactKind]int, 1)
 			}

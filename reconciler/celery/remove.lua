@@ -13,10 +13,10 @@
 -- ARGV[7…6+n]  field, value, …
 -- then of each artifact: kind, and its stamp (stamp.lua): length, head, tail
 --
--- Returns {status, r1, r2, …}: 'stale' (another leader, or no control hash),
--- 'paused', 'held' (restored by an operator): nothing was touched. Else 'removed',
--- or 'changed' if any artifact has another stamp now, and for each artifact
--- 1 removed, 0 not there, -1 changed and left.
+-- Returns one text: 'stale' (another leader, or no control hash), 'paused',
+-- 'held' (restored by an operator): nothing was touched. Else 'removed', or
+-- 'changed' if any artifact has another stamp now, then a space and a letter for
+-- each artifact: '1' removed, '0' not there, 'c' changed and left.
 --
 -- The removed value is renamed to orphanwatch:undo:<key>, which costs the same at
 -- any size, until quarantine ends or it would have expired by itself. The first
@@ -27,88 +27,81 @@
 -- again_at (ms), results, companions (how many), and for each undo key a field
 -- '@' .. key: when the original would have expired (ms, -1 never).
 -- It is written before the removal, so that a full memory stops both.
-local control = redis.call('HMGET', KEYS[1], 'epoch', 'paused')
+local control = call('HMGET', KEYS[1], 'epoch', 'paused')
 if control[1] ~= ARGV[1] then
-  return { 'stale' }
+  return 'stale'
 end
 if control[2] then
-  return { 'paused' }
+  return 'paused'
 end
-local record = redis.call('HMGET', KEYS[2], 'evidence', 'hold_until')
-local time = redis.call('TIME')
+local record = call('HMGET', KEYS[2], 'evidence', 'hold_until')
+local time = call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 if record[2] and tonumber(record[2]) > now then
-  return { 'held' }
+  return 'held'
 end
+local known = record[1]
 
 local quarantine, remember = tonumber(ARGV[2]), tonumber(ARGV[3])
 local nfields = tonumber(ARGV[6])
-local fields, counts, found = {}, {}, {}
-local status = 'removed'
-local out = { status }
-local arg = 7 + nfields
+local status, letters = 'removed ', ''
+local found, ttls, counts = {}, {}, {}
+local at = 7 + nfields
 
 for i = 4, #KEYS do
-  local key = KEYS[i]
-  local len, head, tail = stamp(key)
+  local len, head, tail = stamp(KEYS[i])
   if not len then
-    out[#out + 1] = 0
-  elseif len ~= tonumber(ARGV[arg + 1]) or head ~= ARGV[arg + 2] or tail ~= ARGV[arg + 3] then
-    out[#out + 1] = -1
-    out[1] = 'changed'
+    letters = letters .. '0'
+  elseif head ~= ARGV[at + 2] or tail ~= ARGV[at + 3] or len ~= tonumber(ARGV[at + 1]) then
+    letters, status = letters .. 'c', 'changed '
   else
-    out[#out + 1] = 1
-    found[#found + 1] = key
-    counts[ARGV[arg]] = (counts[ARGV[arg]] or 0) + 1
-    if quarantine > 0 and not (record[1] and redis.call('EXISTS', 'orphanwatch:undo:' .. key) == 1) then
-      local ttl = redis.call('PTTL', key)
-      fields[#fields + 1] = '@' .. key
-      fields[#fields + 1] = ttl < 0 and -1 or now + ttl
-    end
+    letters = letters .. '1'
+    found[#found + 1] = KEYS[i]
+    ttls[#found] = quarantine > 0 and call('PTTL', KEYS[i])
+    counts[ARGV[at]] = (counts[ARGV[at]] or 0) + 1
   end
-  arg = arg + 4
+  at = at + 4
 end
 if #found == 0 then
-  return out
+  return status .. letters
 end
 
+-- Numbers become texts here, since a call writes them with 17 digits, slowly.
+local text = string.format('%.0f', now)
+local fields
+if known then
+  fields = { 'again_at', text, 'evidence', ARGV[5] == 'deleted' and ARGV[5] or known }
+else
+  fields = { 'removed_at', text, 'evidence', ARGV[5], unpack(ARGV, 7, 6 + nfields) }
+end
+for i, key in ipairs(found) do
+  local undo = 'orphanwatch:undo:' .. key
+  if quarantine == 0 or known and call('EXISTS', undo) == 1 then
+    ttls[i] = false -- not kept
+  else
+    fields[#fields + 1] = '@' .. key
+    fields[#fields + 1] = ttls[i] < 0 and '-1' or string.format('%.0f', now + ttls[i])
+  end
+end
+for kind, n in pairs(counts) do
+  if known then
+    call('HINCRBY', KEYS[2], kind, n)
+  else
+    fields[#fields + 1], fields[#fields + 2] = kind, n
+  end
+end
 if remember > 0 then
-  if not record[1] then
-    for i = 7, 6 + nfields do
-      fields[#fields + 1] = ARGV[i]
-    end
-    fields[#fields + 1], fields[#fields + 2] = 'evidence', ARGV[5]
-    fields[#fields + 1], fields[#fields + 2] = 'removed_at', now
-    for kind, n in pairs(counts) do
-      fields[#fields + 1], fields[#fields + 2] = kind, n
-    end
-  else
-    fields[#fields + 1], fields[#fields + 2] = 'again_at', now
-    if ARGV[5] == 'deleted' then
-      fields[#fields + 1], fields[#fields + 2] = 'evidence', 'deleted'
-    end
-    for kind, n in pairs(counts) do
-      redis.call('HINCRBY', KEYS[2], kind, n)
-    end
-  end
-  redis.call('HSET', KEYS[2], unpack(fields))
-  redis.call('PEXPIRE', KEYS[2], remember)
-  redis.call('ZADD', KEYS[3], now, ARGV[4])
+  call('HSET', KEYS[2], unpack(fields))
+  call('PEXPIRE', KEYS[2], ARGV[3])
+  call('ZADD', KEYS[3], text, ARGV[4])
 end
 
-for _, key in ipairs(found) do
-  if quarantine == 0 then
-    redis.call('UNLINK', key)
-  else
-    local undo = 'orphanwatch:undo:' .. key
-    if redis.call('RENAMENX', key, undo) == 0 then
-      redis.call('UNLINK', key)
-    else
-      local ttl = redis.call('PTTL', undo)
-      if ttl < 0 or ttl > quarantine then
-        redis.call('PEXPIRE', undo, quarantine)
-      end
-    end
+for i, key in ipairs(found) do
+  local undo = 'orphanwatch:undo:' .. key
+  if not ttls[i] or call('RENAMENX', key, undo) == 0 then
+    call('UNLINK', key)
+  elseif ttls[i] < 0 or ttls[i] > quarantine then
+    call('PEXPIRE', undo, ARGV[2])
   end
 end
-return out
+return status .. letters

@@ -8,17 +8,18 @@
 --            elements in at most WHOLE bytes, else '<type>:<MEMORY USAGE>'.
 --            A string with an empty head has an empty tail too, so these differ.
 -- Costs: a copy of WHOLE bytes at most; nothing grows with the size of the value.
-local SIZE = { list = 'LLEN', hash = 'HLEN', set = 'SCARD', zset = 'ZCARD', stream = 'XLEN' }
+local call = redis.call
 
 local function collection(key)
-  local kind = redis.call('TYPE', key).ok
-  if not SIZE[kind] then
+  local kind = call('TYPE', key).ok
+  local count = ({ list = 'LLEN', hash = 'HLEN', set = 'SCARD', zset = 'ZCARD', stream = 'XLEN' })[kind]
+  if not count then
     return nil -- a module's type: we do not know how to tell a change
   end
-  local size = redis.call(SIZE[kind], key)
-  local mark = redis.call('MEMORY', 'USAGE', key, 'SAMPLES', '5')
-  if size <= 64 and redis.call('MEMORY', 'USAGE', key, 'SAMPLES', '0') <= WHOLE then
-    mark = redis.sha1hex(redis.call('DUMP', key))
+  local size = call(count, key)
+  local mark = call('MEMORY', 'USAGE', key, 'SAMPLES', '5')
+  if size <= 64 and call('MEMORY', 'USAGE', key, 'SAMPLES', '0') <= WHOLE then
+    mark = redis.sha1hex(call('DUMP', key))
   end
   return size, '', kind .. ':' .. mark
 end
@@ -29,9 +30,9 @@ local function stamp(key)
     return collection(key) -- WRONGTYPE
   end
   if #head > WHOLE then
-    return redis.call('STRLEN', key), string.sub(head, 1, EDGE), redis.call('GETRANGE', key, -EDGE, -1)
+    return call('STRLEN', key), string.sub(head, 1, EDGE), call('GETRANGE', key, -EDGE, -1)
   end
-  if head == '' and redis.call('EXISTS', key) == 0 then
+  if head == '' and call('EXISTS', key) == 0 then
     return nil
   end
   return #head, head, ''

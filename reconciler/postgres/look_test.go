@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -332,5 +334,52 @@ func TestUnreachable(t *testing.T) {
 	s.Close()
 	if _, err := s.Look(t.Context(), []reconciler.Look{task(uuid1)}); err == nil {
 		t.Fatal("a closed store answers")
+	}
+}
+
+// TestRecovery turns the server into a standby: nothing is concluded from it.
+func TestRecovery(t *testing.T) {
+	t.Parallel()
+	pg := sandbox.NewPostgres(t)
+	conn := connect(t, pg.URL())
+	exec(t, conn, `CREATE TABLE t (id uuid PRIMARY KEY)`)
+	var data string
+	if err := conn.QueryRow(t.Context(), "SHOW data_directory").Scan(&data); err != nil {
+		t.Fatal(err)
+	}
+	s := open(t, pg.URL(), byKey("t"))
+	lookOne(t, s, task(uuid1))
+	if _, err := pg.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	signal := filepath.Join(data, "standby.signal")
+	if err := os.WriteFile(signal, nil, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(signal, 0o666); err != nil { //nolint:gosec // the server runs as another user
+		t.Fatal(err)
+	}
+	if err := pg.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for what, ask := range map[string]func() error{
+		"Look":        func() error { _, err := s.Look(t.Context(), []reconciler.Look{task(uuid1)}); return err },
+		"Running":     func() error { _, err := s.Running(t.Context()); return err },
+		"EmptyTables": func() error { _, err := s.EmptyTables(t.Context()); return err },
+		"EachID":      func() error { return s.EachID(t.Context(), 0, func(string) error { return nil }) },
+		"Identity":    func() error { _, err := s.Identity(t.Context()); return err },
+	} {
+		var err error
+		sandbox.AwaitTB(t, 10*time.Second, what+" on a standby", sandbox.Until(func() bool {
+			err = ask()
+			return !errors.Is(err, reconciler.ErrUnreachable)
+		}))
+		if !errors.Is(err, postgres.ErrRecovery) {
+			t.Errorf("%s: %v, want ErrRecovery", what, err)
+		}
+	}
+	findings, err := s.Check(t.Context())
+	if err != nil || findings[0].OK || !findings[0].Fatal {
+		t.Errorf("%+v, %v", findings, err)
 	}
 }

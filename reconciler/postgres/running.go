@@ -49,7 +49,7 @@ func (s *Store) Running(ctx context.Context) (reconciler.Running, error) {
 		running.At = at
 		return err
 	})
-	b.Queue("SELECT pg_logical_emit_message(false, '" + FencePrefix + "', '" + FenceContent + "')::text").Exec(nil)
+	b.Queue("SELECT pg_logical_emit_message(false, '" + FencePrefix + "', '" + FenceContent + "')::text")
 	b.Queue(virtualSQL).Query(func(rows pgx.Rows) error {
 		var t reconciler.Transaction
 		var since *time.Time
