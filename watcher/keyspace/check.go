@@ -18,6 +18,8 @@ type Finding = reconciler.Finding
 // check is one look at a server.
 type check struct {
 	Options
+	// given is the client of Check's caller: what outlives Check uses it.
+	given    *redis.Client
 	info     map[string]string
 	findings []Finding
 }
@@ -28,9 +30,10 @@ type check struct {
 func Check(ctx context.Context, o Options) []Finding {
 	ctx, cancel := context.WithTimeout(ctx, 2*answerTimeout)
 	defer cancel()
-	o.Client = ownClient(o.Client)
+	given := o.Client
+	o.Client = ownClient(given)
 	defer func() { _ = o.Client.Close() }()
-	c := &check{Options: o}
+	c := &check{Options: o, given: given}
 	if !c.reachable(ctx) {
 		return c.findings
 	}
@@ -147,12 +150,21 @@ func (c *check) flags(ctx context.Context) {
 		}
 		c.bad(nameFlags, detail, flagsFix(addFlags(have)))
 		if c.Configure != ConfigureNever {
-			c.findings[len(c.findings)-1].Mend = func(ctx context.Context) (string, error) {
-				want := addFlags(have)
-				return "CONFIG SET " + flagsName + " '" + want + "'", setFlags(ctx, c.Client, have, want)
-			}
+			c.findings[len(c.findings)-1].Mend = c.mendFlags
 		}
 	}
+}
+
+// mendFlags sets the flags by what they are by then, and says how.
+func (c *check) mendFlags(ctx context.Context) (string, error) {
+	client := ownClient(c.given)
+	defer func() { _ = client.Close() }()
+	have, err := readFlags(ctx, client)
+	if err != nil {
+		return "", err
+	}
+	want := addFlags(have)
+	return "CONFIG SET " + flagsName + " '" + want + "'", setFlags(ctx, client, have, want)
 }
 
 // memory checks that Redis keeps what we remember.

@@ -1,6 +1,9 @@
 package keyspace
 
 import (
+	"os"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -37,6 +40,19 @@ func TestCheck(t *testing.T) {
 		t.Errorf("without flags: %+v", flags)
 	}
 	f.shell(fixes("fix: " + flags.Fix)[0])
+	if !check(nameFlags).OK {
+		t.Error("the fix does not mend it")
+	}
+	f.do("CONFIG", "SET", flagsName, "Ex")
+	if done, err := flags.Mend(t.Context()); err != nil || done != "CONFIG SET notify-keyspace-events 'xEK$'" {
+		t.Errorf("Mend: %q, %v", done, err)
+	}
+	o.Configure = ConfigureNever
+	f.do("CONFIG", "SET", flagsName, "")
+	if got := check(nameFlags); got.OK || got.Mend != nil {
+		t.Errorf("with configure: never: %+v", got)
+	}
+	f.do("CONFIG", "SET", flagsName, "K$")
 	for _, finding := range Check(t.Context(), o) {
 		if !finding.OK {
 			t.Errorf("after the fix: %+v", finding)
@@ -137,11 +153,11 @@ func TestCheckRights(t *testing.T) {
 
 func TestCheckServer(t *testing.T) {
 	t.Parallel()
-	sb := sandbox.New(t, sandbox.Options{WithoutPostgres: true, Redis: sandbox.RedisOptions{Args: []string{"--cluster-enabled", "yes"}}})
-	got := named(t, Check(t.Context(), Options{Client: dial(t, sb.Redis.URL()), Keys: newKeys()}), nameMode)
+	got := named(t, Check(t.Context(), Options{Client: dial(t, cluster(t).URL()), Keys: newKeys()}), nameMode)
 	if !got.Fatal || got.OK {
 		t.Errorf("cluster: %+v", got)
 	}
+	sb := sandbox.New(t, sandbox.Options{WithoutPostgres: true})
 	host, port, _ := strings.Cut(sb.Redis.Addr(), ":")
 	replica, err := sb.StartRedis(t.Context(), sandbox.RedisOptions{Args: []string{"--replicaof", host + " " + port}})
 	if err != nil {
@@ -156,6 +172,31 @@ func TestCheckServer(t *testing.T) {
 	} {
 		if versionBelow(version, 6, 2) != below {
 			t.Errorf("version %q: below 6.2 is not %t", version, below)
+		}
+	}
+}
+
+// TestRightsCoverScripts: what the scripts call is among the rights that are checked.
+func TestRightsCoverScripts(t *testing.T) {
+	t.Parallel()
+	checked := map[string]bool{}
+	for _, line := range strings.Split(serverCommands+"\n"+ownCommands+"\n"+artifactCommands, "\n") {
+		checked[strings.Fields(line)[0]] = true
+	}
+	scripts, err := filepath.Glob("../../reconciler/celery/*.lua")
+	if err != nil || len(scripts) == 0 {
+		t.Fatalf("no scripts: %v", err)
+	}
+	call := regexp.MustCompile(`redis\.p?call\('([A-Z]+)'`)
+	for _, path := range scripts {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range call.FindAllStringSubmatch(string(text), -1) {
+			if !checked[m[1]] {
+				t.Errorf("%s calls %s, whose right is not checked", path, m[1])
+			}
 		}
 	}
 }

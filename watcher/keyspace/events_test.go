@@ -241,6 +241,10 @@ func TestOverflow(t *testing.T) {
 	f.sink.setFull(true)
 	f.write(1000, 1000)
 	f.awaitGap(gapOverflow)
+	f.await("all to be received", func() bool {
+		f.do("SET", meta+"last", "1") // which may overflow too
+		return f.source.set.has(meta + "last")
+	})
 	f.sink.setFull(false)
 	f.settle()
 	if n := len(f.sink.ids()); n == 0 || n > 250 {

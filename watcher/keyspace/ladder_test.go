@@ -216,11 +216,29 @@ func TestWrongConfiguration(t *testing.T) {
 	})
 	t.Run("cluster", func(t *testing.T) {
 		t.Parallel()
-		server := sandbox.NewRedis(t, sandbox.RedisOptions{Args: []string{"--cluster-enabled", "yes"}})
-		err := New(Options{Client: dial(t, server.URL()), Keys: newKeys()}).Run(t.Context(), newSink(), nil)
+		err := New(Options{Client: dial(t, cluster(t).URL()), Keys: newKeys()}).Run(t.Context(), newSink(), nil)
 		var hinted *reconciler.Hinted
 		if !errors.As(err, &hinted) || !strings.Contains(err.Error(), "cluster mode, which Celery does not support") {
 			t.Errorf("Run: %v", err)
 		}
 	})
+}
+
+// cluster is a Redis in cluster mode. Its bus needs a second port: that of a server
+// that has ended, which the sandbox still reserves.
+func cluster(t *testing.T) *sandbox.Redis {
+	t.Helper()
+	sb := sandbox.New(t, sandbox.Options{WithoutPostgres: true})
+	_, port, err := net.SplitHostPort(sb.Redis.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := sb.Redis.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	server, err := sb.StartRedis(t.Context(), sandbox.RedisOptions{Args: []string{"--cluster-enabled", "yes", "--cluster-port", port}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return server
 }

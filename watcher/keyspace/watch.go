@@ -65,6 +65,7 @@ type ending struct {
 
 // connected tells everybody that a subscription works: as the first one, or as a gap.
 func (w *watch) connected(sub *subscription, last *ending) {
+	w.reportWatching(sub)
 	attrs := []slog.Attr{slog.String("mode", sub.mode)}
 	if sub.why != nil {
 		attrs = append(attrs, slog.String("why_not_better", sub.why.Error()))
@@ -77,7 +78,6 @@ func (w *watch) connected(sub *subscription, last *ending) {
 		w.log(slog.LevelWarn, "watching redis again: what was missed meanwhile is found by a resync", attrs...)
 		w.sink.Gap(watcher.SourceRedis, last.gap)
 	}
-	w.reportWatching(sub)
 }
 
 // stay proves the subscription again and again, and tries for a better one, until
