@@ -39,7 +39,7 @@ func (s *Source) check(ctx context.Context, conn *pgx.Conn) ([]Finding, error) {
 	if err != nil {
 		return nil, err
 	}
-	findings := srv.findings(s.opts, conn.PgConn().ParameterStatus("server_version"), int(conn.PgConn().PID()))
+	findings := srv.findings(conn.PgConn().ParameterStatus("server_version"), int(conn.PgConn().PID()))
 	if srv.version < minVersion || srv.recovery {
 		return findings, nil
 	}
@@ -116,7 +116,7 @@ func (s *Source) readServer(ctx context.Context, conn *pgx.Conn) (server, error)
 
 // findings judges the server; version is as it calls itself, pid the one that the
 // connection was told at its start, which a pooler makes up.
-func (v server) findings(o Options, version string, pid int) []Finding {
+func (v server) findings(version string, pid int) []Finding {
 	if v.version < minVersion {
 		return []Finding{{
 			Name: "server version", Fatal: true, Detail: "PostgreSQL " + version + " is not supported yet",

@@ -49,22 +49,26 @@ func TestTables(t *testing.T) {
 			[]string{"!it is a partition | name the partitioned table in tasks[].table (ORPHANWATCH_TABLE)"},
 		},
 		{
-			"no key column", byID, []string{"CREATE TABLE t (ident uuid)", "ALTER TABLE t REPLICA IDENTITY FULL"},
+			"no key column", byID,
+			[]string{"CREATE TABLE t (ident uuid)", "ALTER TABLE t REPLICA IDENTITY FULL"},
 			[]string{"!it has no column id | correct tasks[].key and tasks[].match (ORPHANWATCH_KEY, ORPHANWATCH_MATCH)"},
 		},
 		{
-			"unsupported type", byID, []string{"CREATE TABLE t (id numeric PRIMARY KEY)"},
+			"unsupported type", byID,
+			[]string{"CREATE TABLE t (id numeric PRIMARY KEY)"},
 			[]string{"!column id has the type numeric, which is not supported | use a column of type uuid, text, varchar, integer or bigint"},
 		},
 		{"no primary key", byID, []string{"CREATE TABLE t (id uuid)"}, []string{noIdentity + "FULL;"}},
 		{"deferrable primary key", byID, []string{"CREATE TABLE t (id uuid PRIMARY KEY DEFERRABLE)"}, []string{noIdentity + "FULL;"}},
 		{"nothing", byID, []string{"CREATE TABLE t (id uuid PRIMARY KEY)", "ALTER TABLE t REPLICA IDENTITY NOTHING"}, []string{noIdentity + "DEFAULT;"}},
 		{
-			"key outside of the primary key", byID, []string{"CREATE TABLE t (n int PRIMARY KEY, id uuid)"},
+			"key outside of the primary key", byID,
+			[]string{"CREATE TABLE t (n int PRIMARY KEY, id uuid)"},
 			[]string{"!a DELETE in t does not carry id: the replica identity is (n) | ALTER TABLE t REPLICA IDENTITY FULL;"},
 		},
 		{
-			"column outside of the identity", byColumn, []string{"CREATE TABLE t (id uuid PRIMARY KEY, c text)"},
+			"column outside of the identity", byColumn,
+			[]string{"CREATE TABLE t (id uuid PRIMARY KEY, c text)"},
 			[]string{"!a DELETE in t does not carry c: the replica identity is (id) | ALTER TABLE t REPLICA IDENTITY FULL;"},
 		},
 		{
@@ -200,7 +204,7 @@ func TestRowSecurity(t *testing.T) {
 // TestServerSettings: what the server lacks.
 func TestServerSettings(t *testing.T) {
 	good := server{version: minVersion, mayReplicate: true, role: "me", walLevel: "logical", walKeep: "1GB", maxSlots: 1, maxSenders: 1, pid: 7}
-	require.Empty(t, bad(good.findings(Options{}, "15.1", 7), ""))
+	require.Empty(t, bad(good.findings("15.1", 7), ""))
 	for name, change := range map[string]func(*server){
 		"!server version":            func(v *server) { v.version = 140011 },
 		"!direct connection":         func(v *server) { v.pid = 8 },
@@ -215,7 +219,7 @@ func TestServerSettings(t *testing.T) {
 		v := good
 		change(&v)
 		var found []string
-		for _, f := range v.findings(Options{}, "15.1", 7) {
+		for _, f := range v.findings("15.1", 7) {
 			if !f.OK {
 				require.NotEmpty(t, f.Fix)
 				found = append(found, map[bool]string{true: "!"}[f.Fatal]+f.Name)

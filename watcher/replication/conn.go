@@ -22,27 +22,26 @@ import (
 
 // Keys of log lines.
 const (
-	keySlot   = "slot"
-	keyReason = "reason"
-	keyCheck  = "check"
-	keyFix    = "fix"
-	keySQL    = "sql"
-	keyError  = "error"
-	keyTable  = "table"
-	keyBytes  = "bytes"
-	keyLimit  = "limit"
+	keySlot    = "slot"
+	keyReason  = "reason"
+	keyCheck   = "check"
+	keyFix     = "fix"
+	keySQL     = "sql"
+	keyTable   = "table"
+	keyColumn  = "column"
+	keyBytes   = "bytes"
+	keyLimit   = "limit"
+	keyDropped = "dropped"
 )
 
 // SQLSTATEs that mean something to us.
 const (
-	stateAdminShutdown    = "57P01"
-	stateCannotConnectNow = "57P03"
-	stateObjectInUse      = "55006"
-	stateNotPermitted     = "42501"
-	stateDuplicate        = "42710"
-	stateUndefined        = "42704"
-	stateTooManyConns     = "53300"
-	stateBadAuth          = "28000"
+	stateObjectInUse  = "55006"
+	stateNotPermitted = "42501"
+	stateDuplicate    = "42710"
+	stateUndefined    = "42704"
+	stateTooManyConns = "53300"
+	stateBadAuth      = "28000"
 )
 
 const (

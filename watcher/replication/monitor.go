@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 	"time"
@@ -168,14 +169,14 @@ func (m *monitor) tick(ctx context.Context) error {
 	}
 	m.health.RetainedWAL, m.health.SafeWAL = slot.retained, slot.safe
 	m.report()
-	m.judgeBudget(slot)
+	m.judgeBudget(ctx, slot)
 	return m.mend(ctx)
 }
 
 // judgeBudget decides on what holds the log back: first what was read is
 // released; if the backlog grows still, behind a full queue, deletes are dropped
 // until it is within the budget again.
-func (m *monitor) judgeBudget(slot slotState) {
+func (m *monitor) judgeBudget(ctx context.Context, slot slotState) {
 	limit := m.opts.MaxWAL
 	if half := slot.safe / 2; slot.safe >= 0 && (limit == 0 || half < limit) {
 		limit = half
@@ -189,8 +190,8 @@ func (m *monitor) judgeBudget(slot slotState) {
 		after = withinBudget
 	case before == withinBudget:
 		after = releaseWAL
-		m.log.Warn("over the budget of WAL: the position is confirmed before the work is done",
-			keySlot, m.opts.Slot, keyBytes, slot.backlog, keyLimit, limit)
+		m.log.WarnContext(ctx, "over the budget of WAL: the position is confirmed before the work is done",
+			slog.String(keySlot, m.opts.Slot), slog.Int64(keyBytes, slot.backlog), slog.Int64(keyLimit, limit))
 	case m.blocked.Load() && slot.backlog >= m.backlog:
 		after = dropDeletes
 	}
@@ -222,7 +223,7 @@ func (m *monitor) mend(ctx context.Context) error {
 	if reasons[gapRecreated] {
 		delete(reasons, gapPublication)
 	}
-	m.log.Warn("bound tables or the publication have changed", keyReason, slices.Sorted(maps.Keys(reasons)))
+	m.log.WarnContext(ctx, "bound tables or the publication have changed", slog.Any(keyReason, slices.Sorted(maps.Keys(reasons))))
 	if err := m.src.preflight(ctx, m.conn); err != nil {
 		return err
 	}

@@ -128,7 +128,7 @@ func (s *Session) flushSoon() {
 // with nil, or until the session is lost.
 func (s *Session) Run(ctx context.Context, sink watcher.Sink) error {
 	defer closeConn(s.conn)
-	defer s.net.Close() //nolint:errcheck // nothing is left to do
+	defer s.net.Close()
 	s.sink = sink
 	for reason := range s.gaps {
 		sink.Gap(watcher.SourcePostgres, reason)
@@ -161,7 +161,7 @@ func (s *Session) Run(ctx context.Context, sink watcher.Sink) error {
 		sink.Report(watcher.SourcePostgres, watcher.Health{Position: s.Position(), SafeWAL: -1})
 		return nil
 	}
-	if undecodable(err) {
+	if !lost.Load() && undecodable(err) {
 		s.src.undecodable(s.start)
 	}
 	err = unreachable("replication", err)
@@ -216,7 +216,7 @@ func (s *Session) read(run context.Context) error {
 			s.received.Add(1)
 			err = s.receive(run, msg)
 		}
-		if isTimeout(err) {
+		if err != nil && isTimeout(err) {
 			err = s.tend(run)
 		}
 		if err != nil {

@@ -302,6 +302,7 @@ func TestBudget(t *testing.T) {
 
 // TestFullQueueKeepsTheSlot: longer than wal_sender_timeout behind a full queue.
 func TestFullQueueKeepsTheSlot(t *testing.T) {
+	t.Parallel() // it waits for a timeout
 	r := example(t)
 	r.sink.set(10, true, 0)
 	r.rows(5000)
@@ -316,6 +317,7 @@ func TestFullQueueKeepsTheSlot(t *testing.T) {
 
 // TestCut: a connection that brings nothing is noticed, and one that is cut.
 func TestCut(t *testing.T) {
+	t.Parallel() // it waits for a timeout
 	dsn := sandbox.NewExampleDatabase(t)
 	proxy, err := sandbox.StartProxy(sandbox.SharedPostgres(t).Addr())
 	require.NoError(t, err)

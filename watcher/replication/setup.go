@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -41,8 +42,11 @@ func (s *Source) plan(ctx context.Context, conn *pgx.Conn) ([]step, error) {
 func (s *Source) planPublication(ctx context.Context, conn *pgx.Conn) ([]step, error) {
 	name := ident(s.opts.Publication)
 	var all, actions, viaRoot bool
-	err := conn.QueryRow(ctx, `SELECT puballtables, pubupdate AND pubdelete AND pubtruncate, pubviaroot
-	                             FROM pg_publication WHERE pubname = $1`, s.opts.Publication).Scan(&all, &actions, &viaRoot)
+	// Only a partitioned table has events under other names than its own.
+	err := conn.QueryRow(ctx, `SELECT puballtables, pubupdate AND pubdelete AND pubtruncate,
+	                                  pubviaroot OR NOT EXISTS (SELECT FROM unnest($2::text[]) t JOIN pg_class c
+	                                                            ON c.oid = to_regclass(t) AND c.relkind = 'p')
+	                             FROM pg_publication WHERE pubname = $1`, s.opts.Publication, s.tables()).Scan(&all, &actions, &viaRoot)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return []step{{
 			"publication " + s.opts.Publication + " is missing",
@@ -128,7 +132,7 @@ func (s *Source) setup(ctx context.Context, conn *pgx.Conn) error {
 		return err
 	}
 	for i, st := range steps {
-		s.log.Info(st.what+"; mending it", keySQL, st.sql)
+		s.log.InfoContext(ctx, "mending slot and publication", slog.String(keyReason, st.what), slog.String(keySQL, st.sql))
 		_, err := conn.Exec(ctx, st.sql)
 		switch {
 		case err == nil, hasState(err, stateDuplicate):

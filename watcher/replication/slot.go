@@ -30,7 +30,7 @@ SELECT s.slot_type, coalesce(s.plugin, ''), coalesce(s.database, ''), current_da
        coalesce((s.confirmed_flush_lsn - '0/0')::bigint, 0),
        coalesce((pg_current_wal_lsn() - s.confirmed_flush_lsn)::bigint, 0),
        coalesce((pg_current_wal_lsn() - s.restart_lsn)::bigint, 0),
-       coalesce(s.safe_wal_size, -1)
+       CASE WHEN s.safe_wal_size IS NULL THEN -1 ELSE greatest(s.safe_wal_size, 0) END
   FROM pg_replication_slots s LEFT JOIN pg_stat_activity a ON a.pid = s.active_pid
  WHERE s.slot_name = $1`
 

@@ -95,6 +95,9 @@ func (s *Source) Acquire(ctx context.Context, standby func(holder string)) (watc
 	sess, err := s.acquire(ctx, conn, standby)
 	if err != nil {
 		closeConn(conn)
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
 		return nil, unreachable("acquire slot "+s.opts.Slot, err)
 	}
 	return sess, nil
@@ -138,7 +141,8 @@ func (s *Source) try(ctx context.Context, conn *pgx.Conn, gaps map[string]bool) 
 		return nil, &slotInUse{slot.holder}
 	}
 	if reason := s.hopeless(slot); reason != "" {
-		s.log.Error("replication slot cannot be read on; it is created anew", keySlot, s.opts.Slot, keyReason, reason)
+		s.log.ErrorContext(ctx, "replication slot cannot be read on; it is created anew",
+			slog.String(keySlot, s.opts.Slot), slog.String(keyReason, reason))
 		if err := s.dropSlot(ctx, conn); err != nil {
 			return nil, err
 		}
@@ -221,18 +225,18 @@ func (s *Source) preflight(ctx context.Context, conn *pgx.Conn) error {
 		case f.Fatal:
 			fatal = append(fatal, reconciler.Hint(fmt.Errorf("%s: %s", f.Name, f.Detail), f.Fix))
 		case !f.Mends:
-			s.warn(f)
+			s.warn(ctx, f)
 		}
 	}
 	return errors.Join(fatal...)
 }
 
-func (s *Source) warn(f Finding) {
+func (s *Source) warn(ctx context.Context, f Finding) {
 	s.mu.Lock()
 	known := s.warned[f.Name+f.Detail]
 	s.warned[f.Name+f.Detail] = true
 	s.mu.Unlock()
 	if !known {
-		s.log.Warn(f.Detail, keyCheck, f.Name, keyFix, f.Fix)
+		s.log.WarnContext(ctx, "precondition not met", slog.String(keyCheck, f.Name), slog.String(keyReason, f.Detail), slog.String(keyFix, f.Fix))
 	}
 }

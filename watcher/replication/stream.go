@@ -3,6 +3,7 @@ package replication
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"strconv"
 	"strings"
 	"time"
@@ -93,7 +94,7 @@ func (s *Session) handle(run context.Context, m *message) error {
 		return s.updated(run, m)
 	case 'T':
 		for _, rel := range m.truncated {
-			s.log.Info("table was truncated", keyTable, rel.name)
+			s.log.InfoContext(run, "table was truncated", slog.String(keyTable, rel.name))
 			s.sink.Gap(watcher.SourcePostgres, gapTruncate)
 		}
 	case 'M':
@@ -211,7 +212,7 @@ func (s *Session) unreadable(rel *relation, column string) {
 	if !rel.reported {
 		rel.reported = true
 		s.log.Error("the stream does not carry a bound column: check replica identity and column list; see doctor",
-			keyTable, rel.name, "column", column)
+			slog.String(keyTable, rel.name), slog.String(keyColumn, column))
 	}
 	s.sink.Gap(watcher.SourcePostgres, gapUnreadable)
 }
@@ -257,14 +258,14 @@ func (s *Session) drop(e watcher.Event) {
 	e.Done()
 	if s.dropped++; s.dropped == 1 {
 		s.log.Error("over the budget of WAL with the queue full: deletions are given up, and found by a resync instead",
-			keySlot, s.opts.Slot)
+			slog.String(keySlot, s.opts.Slot))
 		s.sink.Gap(watcher.SourcePostgres, gapBudget)
 	}
 }
 
 // endDropping closes an episode: the resync must see what was dropped last, too.
 func (s *Session) endDropping() {
-	s.log.Warn("within the budget of WAL again", "dropped", s.dropped)
+	s.log.Warn("within the budget of WAL again", slog.Int(keyDropped, s.dropped))
 	s.dropped = 0
 	s.sink.Gap(watcher.SourcePostgres, gapBudget)
 }
