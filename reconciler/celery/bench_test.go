@@ -38,7 +38,7 @@ func BenchmarkLookRemove(b *testing.B) {
 	for b.Loop() {
 		l.do("flushall")
 		l.epoch, _ = l.ClaimEpoch(b.Context(), 0)
-		keys, looks := l.fill(benchKeys)
+		keys, _ := l.fill(benchKeys)
 		began := time.Now()
 		for i := 0; i < len(keys); i += 1000 {
 			pipe := l.client.Pipeline()
@@ -49,7 +49,7 @@ func BenchmarkLookRemove(b *testing.B) {
 			l.ok(err)
 		}
 		bare += time.Since(began)
-		_, looks = l.fill(benchKeys)
+		_, looks := l.fill(benchKeys)
 		for i := 0; i < len(looks); i += 1000 {
 			began = time.Now()
 			found, err := l.Look(b.Context(), looks[i:i+1000])

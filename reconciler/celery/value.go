@@ -202,11 +202,12 @@ func (j *jsonReader) skipString() error {
 		if err != nil {
 			return err
 		}
-		if c == '\\' {
+		switch c {
+		case '\\':
 			if _, err = j.r.ReadByte(); err != nil {
 				return err
 			}
-		} else if c == '"' {
+		case '"':
 			return nil
 		}
 	}
