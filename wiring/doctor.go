@@ -99,20 +99,23 @@ func (s *Stores) checkRedis(ctx context.Context) (findings []reconciler.Finding,
 
 func (s *Stores) checkPostgres(ctx context.Context) (findings []reconciler.Finding, away bool) {
 	const answers = "postgres answers"
-	notAnswering := func(err error) reconciler.Finding {
-		f := reconciler.Finding{
+	// One that answers, and does not let us in, is there.
+	notAnswering := func(err error) (f reconciler.Finding, away bool) {
+		f = reconciler.Finding{
 			Name: answers, Fatal: true, Detail: firstLine(err),
 			Fix: "start PostgreSQL at " + s.postgresAddr() + ", or name the right one in postgres.url (DATABASE_URL)",
 		}
 		var hinted *reconciler.Hinted
 		if errors.As(err, &hinted) {
 			f.Detail, f.Fix = firstLine(hinted.Err), hinted.Hint
+			return f, false
 		}
-		return f
+		return f, errors.Is(err, reconciler.ErrUnreachable)
 	}
 	watching, err := s.Replication.Check(ctx)
 	if err != nil {
-		return []reconciler.Finding{notAnswering(err)}, errors.Is(err, reconciler.ErrUnreachable)
+		f, away := notAnswering(err)
+		return []reconciler.Finding{f}, away
 	}
 	findings = []reconciler.Finding{{Name: answers, OK: true, Detail: s.postgresAddr()}}
 	findings = append(findings, watching...)
@@ -122,14 +125,16 @@ func (s *Stores) checkPostgres(ctx context.Context) (findings []reconciler.Findi
 		looking, err = rows.Check(ctx)
 		findings = merge(findings, looking)
 	}
-	if err != nil {
-		return append(findings, notAnswering(err)), errors.Is(err, reconciler.ErrUnreachable)
+	if err == nil {
+		var slot []reconciler.Finding
+		slot, err = s.checkSlot(ctx)
+		findings = append(findings, slot...)
 	}
-	slot, err := s.checkSlot(ctx)
 	if err != nil {
-		return append(findings, notAnswering(err)), errors.Is(err, reconciler.ErrUnreachable)
+		f, away := notAnswering(err)
+		return append(findings, f), away
 	}
-	return append(findings, slot...), false
+	return findings, false
 }
 
 // merge appends what has not been said: lookups and replication need some of the

@@ -14,6 +14,14 @@ import (
 	"github.com/orphanwatch/orphanwatch/watcher/replication"
 )
 
+// go-redis prints each failed attempt to connect to stderr; its errors say the same
+// to whoever must know. Set before any client exists: it is a bare variable.
+func init() { redis.SetLogger(noRedisLog{}) }
+
+type noRedisLog struct{}
+
+func (noRedisLog) Printf(context.Context, string, ...any) {}
+
 // storeTimeout bounds what a command waits for a store to answer.
 const storeTimeout = 3 * time.Second
 
@@ -55,7 +63,7 @@ func (s *Stores) Close() error {
 // openRows connects to PostgreSQL for lookups; each statement is bounded.
 func (s *Stores) openRows(ctx context.Context) (*postgres.Store, error) {
 	if s.rows == nil {
-		rows, err := postgres.New(ctx, postgres.Options{
+		rows, err := postgres.New(postgres.Options{
 			URL: s.config.Postgres.URL.Reveal(), Bindings: Bindings(s.config), MaxConns: 1,
 			StatementTimeout: storeTimeout, LockTimeout: storeTimeout,
 		})
@@ -83,3 +91,18 @@ type (
 	// ControlState is what the control key says.
 	ControlState = celery.State
 )
+
+// Accept lets through, once, what the guard holds, and ends a pause. Ending a
+// pause also asks for the guard to be armed again, which would undo the
+// acceptance: that order is taken back. A daemon that meets both in between takes
+// the acceptance.
+func (s *Stores) Accept(ctx context.Context, paused bool) error {
+	if err := s.Celery.AcceptAbsent(ctx); err != nil || !paused {
+		return err
+	}
+	if err := s.Celery.Resume(ctx); err != nil {
+		return err
+	}
+	_, err := s.Celery.TakeRearm(ctx)
+	return err
+}

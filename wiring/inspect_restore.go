@@ -2,13 +2,17 @@ package wiring
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
+	"net"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/orphanwatch/orphanwatch/reconciler"
 	"github.com/orphanwatch/orphanwatch/reconciler/celery"
 )
 
@@ -51,7 +55,7 @@ func (s *Stores) preview(ctx context.Context, key string, expires time.Time) (st
 	pipe := s.redis.Pipeline()
 	undo, living := pipe.Exists(ctx, undoPrefix+key), pipe.Exists(ctx, key)
 	if _, err := pipe.Exec(ctx); err != nil {
-		return "", fmt.Errorf("redis: look at %s: %w", key, err)
+		return "", redisFailed("look at "+key, err)
 	}
 	switch {
 	case !expires.IsZero() && !expires.After(time.Now()):
@@ -69,13 +73,13 @@ func (s *Stores) preview(ctx context.Context, key string, expires time.Time) (st
 func (s *Stores) RestorePreviewSince(ctx context.Context, since time.Duration, yield func([]Restored) error) error {
 	now, err := s.redis.Time(ctx).Result()
 	if err != nil {
-		return fmt.Errorf("redis: read the time: %w", err)
+		return redisFailed("read the time", err)
 	}
 	by := &redis.ZRangeBy{Min: strconv.FormatInt(now.Add(-since).UnixMilli(), 10), Max: "+inf", Count: previewPage}
 	for {
 		records, err := s.redis.ZRangeByScore(ctx, recordsKey, by).Result()
 		if err != nil {
-			return fmt.Errorf("redis: list records: %w", err)
+			return redisFailed("list records", err)
 		}
 		if len(records) == 0 {
 			return nil
@@ -101,4 +105,13 @@ func (s *Stores) RestorePreviewSince(ctx context.Context, since time.Duration, y
 		}
 		by.Offset += int64(len(records))
 	}
+}
+
+// redisFailed says what was being done, and marks what means that Redis is away.
+func redisFailed(what string, err error) error {
+	var network net.Error
+	if errors.As(err, &network) || errors.Is(err, io.EOF) {
+		return fmt.Errorf("redis: %s: %w: %w", what, reconciler.ErrUnreachable, err)
+	}
+	return fmt.Errorf("redis: %s: %w", what, err)
 }

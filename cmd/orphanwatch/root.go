@@ -39,12 +39,18 @@ type streams struct {
 	out, err io.Writer
 }
 
+// notAllowedError is what is refused, or was not confirmed.
+type notAllowedError struct{ error }
+
+func (e notAllowedError) Unwrap() error { return e.error }
+
 // cli is what all commands share.
 type cli struct {
 	streams
 	environ    []string
 	configPath string
-	output     string
+	// output is table or json.
+	output string
 }
 
 func execute(ctx context.Context, args []string, s streams, environ []string) int {
@@ -57,6 +63,7 @@ func execute(ctx context.Context, args []string, s streams, environ []string) in
 	err := root.ExecuteContext(ctx)
 	var code exitCode
 	var usage usageError
+	var notAllowed notAllowedError
 	switch {
 	case err == nil:
 		return exitOK
@@ -65,6 +72,9 @@ func execute(ctx context.Context, args []string, s streams, environ []string) in
 	case errors.As(err, &usage):
 		fmt.Fprintln(s.err, "orphanwatch:", err)
 		return exitUsage
+	case errors.As(err, &notAllowed):
+		fmt.Fprintln(s.err, "orphanwatch:", err)
+		return exitNotAllowed
 	case errors.Is(err, reconciler.ErrUnreachable):
 		fmt.Fprintln(s.err, "orphanwatch:", err)
 		return exitUnreachable
@@ -88,24 +98,57 @@ Exit codes: 0 ok, 1 error, 2 usage or configuration, 3 orphans found, 4 not allo
 or not confirmed, 5 a dependency is unreachable, 6 doctor findings.`,
 		SilenceUsage: true, SilenceErrors: true,
 	}
-	root.PersistentFlags().StringVarP(&c.configPath, "config", "c", "", "configuration file (default: ORPHANWATCH_CONFIG, else orphanwatch.yaml where it exists)")
+	root.PersistentFlags().StringVarP(&c.configPath, "config", "c", "", "configuration file (default: what ORPHANWATCH_CONFIG names, else none)")
+	root.PersistentFlags().StringVarP(&c.output, "output", "o", outputTable, "what goes to stdout: table or json")
+	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{outputTable, outputJSON}, cobra.ShellCompDirectiveNoFileComp)) // the flag exists
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w\n  see: %s --help", err, cmd.CommandPath())}
 	})
-	root.AddCommand(c.runCommand(), c.versionCommand())
-	for _, cmd := range root.Commands() {
-		if cmd.Args == nil {
-			cmd.Args = cobra.NoArgs
+	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
+		if c.output != outputTable && c.output != outputJSON {
+			return usageError{fmt.Errorf("--output is %q, not table or json\n  see: %s --help", c.output, cmd.CommandPath())}
 		}
-		args := cmd.Args
-		cmd.Args = func(cmd *cobra.Command, a []string) error {
-			if err := args(cmd, a); err != nil {
-				return usageError{fmt.Errorf("%w\n  see: %s --help", err, cmd.CommandPath())}
-			}
-			return nil
-		}
+		return nil
 	}
+	root.AddCommand(
+		c.runCommand(), c.demoCommand(), c.statusCommand(), c.doctorCommand(), c.setupCommand(), c.teardownCommand(),
+		c.pauseCommand(), c.resumeCommand(), c.restoreCommand(), c.historyCommand(),
+		c.configCommand(), c.versionCommand(),
+	)
+	strict(root)
 	return root
+}
+
+// strict makes errors of usage of wrong arguments and unknown commands, in cmd and
+// all below it.
+func strict(cmd *cobra.Command) {
+	if cmd.HasSubCommands() {
+		cmd.Args, cmd.SuggestionsMinimumDistance = cobra.ArbitraryArgs, 2
+		cmd.RunE = func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return cmd.Help()
+			}
+			err := fmt.Errorf("unknown command %q for %s", args[0], cmd.CommandPath())
+			for _, s := range cmd.SuggestionsFor(args[0]) {
+				err = fmt.Errorf("%w; did you mean %s?", err, s)
+			}
+			return usageError{fmt.Errorf("%w\n  see: %s --help", err, cmd.CommandPath())}
+		}
+		for _, sub := range cmd.Commands() {
+			strict(sub)
+		}
+		return
+	}
+	args := cmd.Args
+	if args == nil {
+		args = cobra.NoArgs
+	}
+	cmd.Args = func(cmd *cobra.Command, a []string) error {
+		if err := args(cmd, a); err != nil {
+			return usageError{fmt.Errorf("%w\n  see: %s --help", err, cmd.CommandPath())}
+		}
+		return nil
+	}
 }
 
 // load reads the configuration.
@@ -115,4 +158,17 @@ func (c *cli) load() (*wiring.Config, error) {
 		return nil, usageError{err}
 	}
 	return config, nil
+}
+
+// stores opens both stores as configured; the caller closes them. Errors tell what a log would.
+func (c *cli) stores() (*wiring.Config, *wiring.Stores, error) {
+	config, err := c.load()
+	if err != nil {
+		return nil, nil, err
+	}
+	stores, err := wiring.OpenStores(config, nil)
+	if err != nil {
+		return nil, nil, usageError{err}
+	}
+	return config, stores, nil
 }

@@ -1,0 +1,198 @@
+package main
+
+import (
+	"context"
+	"os"
+	"os/user"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/orphanwatch/orphanwatch/reconciler"
+	"github.com/orphanwatch/orphanwatch/wiring"
+)
+
+// orderReport is what pause and resume print.
+type orderReport struct {
+	Paused   bool             `json:"paused"`
+	Since    time.Time        `json:"since,omitzero"`
+	By       string           `json:"by,omitempty"`
+	Guard    *reconciler.Trip `json:"guard"`
+	Accepted bool             `json:"accepted,omitempty"`
+	// Leader is the copy that carries the order out, "" where none leads.
+	Leader string `json:"leader"`
+	DryRun bool   `json:"dry_run"`
+}
+
+// operator is user@host, for the others to know whom to ask.
+func operator() string {
+	name, host := "unknown", "unknown"
+	if u, err := user.Current(); err == nil {
+		name = u.Username
+	}
+	if h, err := os.Hostname(); err == nil {
+		host = h
+	}
+	return name + "@" + host
+}
+
+// before reads what holds before an order.
+func before(ctx context.Context, stores *wiring.Stores) (wiring.ControlState, *reconciler.Trip, string, error) {
+	state, err := stores.Celery.State(ctx)
+	if err != nil {
+		return state, nil, "", err
+	}
+	trip, err := wiring.TripOf(state)
+	if err != nil {
+		return state, nil, "", err
+	}
+	daemons, err := stores.Daemons(ctx)
+	if err != nil {
+		return state, nil, "", err
+	}
+	for _, d := range daemons {
+		if d.Role == "leader" {
+			if d.Guard != nil {
+				trip = d.Guard
+			}
+			return state, trip, d.Instance, nil
+		}
+	}
+	return state, trip, "", nil
+}
+
+func (c *cli) pauseCommand() *cobra.Command {
+	dryRun := false
+	cmd := &cobra.Command{
+		Use:   "pause",
+		Short: "Stop all removals, by every copy, until resume",
+		Long: `Stop all removals, by every copy of the daemon, until resume. Deletes are still
+followed and what is to be removed waits. The order is in Redis, so it holds at
+once and over restarts.`,
+		Example: `  orphanwatch pause
+  orphanwatch resume`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, stores, err := c.stores()
+			if err != nil {
+				return err
+			}
+			defer stores.Close()
+			ctx, cancel := wiring.Bounded(cmd.Context())
+			defer cancel()
+			was, trip, leader, err := before(ctx, stores)
+			if err != nil {
+				return err
+			}
+			by := operator()
+			switch {
+			case was.Paused:
+				c.progress("removals are paused already, since %s by %s", clock(was.PausedSince), was.PausedBy)
+			case dryRun:
+				c.progress("removals would be paused, by %s", by)
+			default:
+				if err := stores.Celery.Pause(ctx, by); err != nil {
+					return err
+				}
+				c.progress("removals are paused, by %s; to go on: orphanwatch resume", by)
+			}
+			if leader == "" && !dryRun {
+				c.progress("no daemon leads now; one that starts finds removals paused")
+			}
+			now := was
+			if !dryRun {
+				if now, err = stores.Celery.State(ctx); err != nil {
+					return err
+				}
+			}
+			return c.printOrder(orderReport{Paused: now.Paused, Since: now.PausedSince, By: now.PausedBy, Guard: trip, Leader: leader, DryRun: dryRun})
+		},
+	}
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only tell what would change")
+	return cmd
+}
+
+func (c *cli) printOrder(r orderReport) error {
+	if c.output == outputJSON {
+		return c.printJSON(r)
+	}
+	return nil
+}
+
+func (c *cli) resumeCommand() *cobra.Command {
+	dryRun, accept := false, false
+	cmd := &cobra.Command{
+		Use:   "resume",
+		Short: "Let removals go on; --accept-absent lets the guard's report through",
+		Long: `End a pause, and arm the guard again: the next pass judges anew, and trips it again
+if the reason still holds.
+
+--accept-absent lets what the guard reported through, once: the next pass removes
+the tasks that have no row, provided that there are not many more of them by then.
+It also takes the database of now for the right one. Look at "orphanwatch status"
+before.`,
+		Example: `  orphanwatch resume
+  orphanwatch resume --accept-absent --dry-run    # what the guard reported
+  orphanwatch resume --accept-absent`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, stores, err := c.stores()
+			if err != nil {
+				return err
+			}
+			defer stores.Close()
+			ctx, cancel := wiring.Bounded(cmd.Context())
+			defer cancel()
+			return c.resume(ctx, stores, accept, dryRun)
+		},
+	}
+	cmd.Flags().BoolVar(&accept, "accept-absent", false, "the reported tasks without a row may be removed, once")
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only tell what would change")
+	return cmd
+}
+
+func (c *cli) resume(ctx context.Context, stores *wiring.Stores, accept, dryRun bool) error {
+	was, trip, leader, err := before(ctx, stores)
+	if err != nil {
+		return err
+	}
+	c.tellResume(was, trip, accept)
+	report := orderReport{Guard: trip, Accepted: accept && trip != nil, Leader: leader, DryRun: dryRun}
+	if dryRun {
+		report.Paused, report.Since, report.By = was.Paused, was.PausedSince, was.PausedBy
+		c.progress("nothing was changed (--dry-run)")
+		return c.printOrder(report)
+	}
+	if report.Accepted {
+		err = stores.Accept(ctx, was.Paused)
+	} else {
+		err = stores.Celery.Resume(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	if leader == "" {
+		c.progress("no daemon leads now: the order waits in Redis until one does")
+	}
+	return c.printOrder(report)
+}
+
+// tellResume says what holds, and what will happen.
+func (c *cli) tellResume(was wiring.ControlState, trip *reconciler.Trip, accept bool) {
+	if was.Paused {
+		c.progress("removals go on; they were paused since %s by %s", clock(was.PausedSince), was.PausedBy)
+	}
+	switch {
+	case trip != nil:
+		c.progress("the guard has tripped, at %s: %s", clock(trip.Since), trip.Reason)
+		c.progress("  it holds %d orphans of %d tasks", trip.Orphans, trip.Seen)
+		if accept {
+			c.progress("accepted: the next pass, which begins within a second or two, removes them")
+		} else {
+			c.progress("the guard is armed again: the next pass judges anew, and trips it again if the reason still holds")
+			c.progress("  to remove them: orphanwatch resume --accept-absent")
+		}
+	case accept:
+		c.progress("the guard has not tripped: there is nothing to accept")
+	case !was.Paused:
+		c.progress("removals were not paused, and the guard has not tripped; a pass is made")
+	}
+}

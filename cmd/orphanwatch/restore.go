@@ -1,0 +1,169 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jedib0t/go-pretty/v6/table"
+	"github.com/spf13/cobra"
+
+	"github.com/orphanwatch/orphanwatch/wiring"
+)
+
+func (c *cli) restoreCommand() *cobra.Command {
+	var since, hold time.Duration
+	dryRun := false
+	cmd := &cobra.Command{
+		Use:   "restore [TASK_ID...]",
+		Short: "Put back what was removed",
+		Long: `Put back what was removed of these tasks, or of all within --since: the original
+values with what is left of their time to live. Each task is then held from being
+removed again until --hold has passed.
+
+What is there again by now keeps its newer value (exists); what would have expired
+by itself stays away (expired); what is older than policy.quarantine is lost (gone).
+Exit code 1 if nothing is remembered of a given id.`,
+		Example: `  orphanwatch restore 5f0c6b0e-8f0a-4c39-9d2b-7b6f3a1c2d4e
+  orphanwatch restore --since 10m --dry-run
+  orphanwatch restore --since 10m --hold 2h`,
+		Args: cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, ids []string) error {
+			switch {
+			case len(ids) == 0 && since <= 0:
+				return usageError{errors.New("give task ids, or --since with a duration such as 10m\n  see: orphanwatch restore --help")}
+			case len(ids) > 0 && since != 0:
+				return usageError{errors.New("give task ids or --since, not both\n  see: orphanwatch restore --help")}
+			case hold < 0:
+				return usageError{errors.New("--hold must not be negative")}
+			}
+			_, stores, err := c.stores()
+			if err != nil {
+				return err
+			}
+			defer stores.Close()
+			r := restore{cli: c, stores: stores, hold: hold, dryRun: dryRun}
+			if since > 0 {
+				return r.since(cmd.Context(), since)
+			}
+			return r.ids(cmd.Context(), ids)
+		},
+	}
+	cmd.Flags().DurationVar(&since, "since", 0, "all that was removed within that time, such as 10m")
+	cmd.Flags().DurationVar(&hold, "hold", time.Hour, "for how long it is not removed again")
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only list what would be restored")
+	return cmd
+}
+
+// restore is one run of the command.
+type restore struct {
+	*cli
+	stores *wiring.Stores
+	hold   time.Duration
+	dryRun bool
+	all    []wiring.Restored
+}
+
+func (r *restore) ids(ctx context.Context, ids []string) error {
+	missing := 0
+	for _, id := range ids {
+		restored, err := r.one(ctx, id)
+		if err != nil {
+			return err
+		}
+		if len(restored) == 0 {
+			r.progress("%s: nothing is remembered of it", id)
+			missing++
+		}
+		r.all = append(r.all, restored...)
+	}
+	if err := r.print(); err != nil {
+		return err
+	}
+	if missing > 0 {
+		return exitCode(exitError)
+	}
+	return nil
+}
+
+func (r *restore) one(ctx context.Context, id string) ([]wiring.Restored, error) {
+	ctx, cancel := wiring.Bounded(ctx)
+	defer cancel()
+	if r.dryRun {
+		return r.stores.RestorePreview(ctx, id)
+	}
+	return r.stores.Celery.Restore(ctx, []string{id}, r.hold)
+}
+
+func (r *restore) since(ctx context.Context, since time.Duration) error {
+	// The first answer must come soon; then the pages may take their time.
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	patience := time.AfterFunc(restorePatience, func() { cancel(errors.New("redis does not answer")) })
+	defer patience.Stop()
+	collect := func(page []wiring.Restored) error {
+		patience.Reset(restorePatience)
+		r.all = append(r.all, page...)
+		return nil
+	}
+	var err error
+	if r.dryRun {
+		err = r.stores.RestorePreviewSince(ctx, since, collect)
+	} else {
+		err = r.stores.Celery.RestoreSince(ctx, since, r.hold, collect)
+	}
+	if len(r.all) == 0 && err == nil {
+		r.progress("nothing was removed in the last %s", span(since))
+	}
+	if err != nil && len(r.all) == 0 {
+		return err
+	}
+	return errors.Join(err, r.print())
+}
+
+// restorePatience is for how long one page may take.
+const restorePatience = 10 * time.Second
+
+// restoreReport is what restore prints.
+type restoreReport struct {
+	Restored []wiring.Restored `json:"restored"`
+	Counts   map[string]int    `json:"counts"`
+	DryRun   bool              `json:"dry_run"`
+}
+
+func (r *restore) print() error {
+	report := restoreReport{Restored: r.all, Counts: map[string]int{"restored": 0, "exists": 0, "expired": 0, "gone": 0}, DryRun: r.dryRun}
+	var rows []table.Row
+	for _, s := range r.all {
+		until := ""
+		if !s.HoldUntil.IsZero() {
+			until = clock(s.HoldUntil)
+		}
+		if len(s.Keys) == 0 {
+			rows = append(rows, table.Row{s.Kind, s.ID, "", "nothing left to restore", until})
+		}
+		for _, key := range s.Keys {
+			report.Counts[key.Status]++
+			rows = append(rows, table.Row{s.Kind, s.ID, key.Key, key.Status, until})
+		}
+	}
+	if r.output == outputJSON {
+		if report.Restored == nil {
+			report.Restored = []wiring.Restored{}
+		}
+		return r.printJSON(report)
+	}
+	if len(rows) > 0 {
+		if err := r.printTable(table.Row{"kind", "id", "key", "status", "held until"}, rows); err != nil {
+			return err
+		}
+	}
+	n := report.Counts
+	verb := "restored"
+	if r.dryRun {
+		verb = "would be restored"
+	}
+	r.progress("%s", fmt.Sprintf("%d %s, %d exist again, %d expired, %d gone", n["restored"], verb, n["exists"], n["expired"], n["gone"]))
+	return nil
+}
