@@ -129,6 +129,7 @@ type devNull struct{ net.Conn }
 
 func (devNull) Write(b []byte) (int, error)      { return len(b), nil }
 func (devNull) SetWriteDeadline(time.Time) error { return nil }
+func (devNull) SetReadDeadline(time.Time) error  { return nil }
 
 // TestRecord writes testdata anew from a real server, when asked to.
 func TestRecord(t *testing.T) {

@@ -147,6 +147,7 @@ func (m *monitor) judge(now time.Time) error {
 	case passed:
 		return errCanaryLost
 	case m.blocked.Load():
+		m.sentAt = now // its time starts when there is room again
 	default:
 		late = now.Sub(m.sentAt) > m.opts.CanaryEvery*3/2
 	}
