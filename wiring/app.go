@@ -45,6 +45,7 @@ func options(ctx context.Context, c *Config, log *slog.Logger, version Version, 
 		fx.WithLogger(func() fxevent.Logger {
 			l := &fxevent.SlogLogger{Logger: log}
 			l.UseLogLevel(slog.LevelDebug)
+			l.UseErrorLevel(slog.LevelDebug) // Run returns them
 			return l
 		}),
 		fx.StopTimeout(stopTimeout),

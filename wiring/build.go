@@ -113,8 +113,8 @@ func NewStore(c *Config, client *redis.Client) *celery.Store {
 }
 
 // NewRows is PostgreSQL as the reconciler needs it. It does not connect yet.
-func NewRows(ctx context.Context, c *Config) (*postgres.Store, error) {
-	return postgres.New(ctx, postgres.Options{URL: c.Postgres.URL.Reveal(), Bindings: Bindings(c), MaxConns: rowLookConns})
+func NewRows(c *Config) (*postgres.Store, error) {
+	return postgres.New(postgres.Options{URL: c.Postgres.URL.Reveal(), Bindings: Bindings(c), MaxConns: rowLookConns})
 }
 
 // NewReplication is the source of deletes, and the leadership.

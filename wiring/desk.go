@@ -48,10 +48,18 @@ type Desk struct {
 	saved []byte
 }
 
-// ClaimEpoch makes this copy the newest leader, with the guard as the one before left it.
+// ClaimEpoch makes this copy the newest leader, with the guard as the one before
+// left it. The first one ever records which database this is.
 func (d *Desk) ClaimEpoch(ctx context.Context) (uint64, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	identity, err := d.Tables.Identity(ctx)
+	if err == nil {
+		_, err = d.Store.RecordIdentity(ctx, identity)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("record the database's identity: %w", err)
+	}
 	kept, err := d.Store.LoadGuard(ctx)
 	if err != nil {
 		return 0, fmt.Errorf("load the guard: %w", err)

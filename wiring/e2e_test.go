@@ -369,7 +369,7 @@ func TestADeleteHeldInSynchronousReplication(t *testing.T) {
 	w.results(rows...)
 	w.run()
 	w.firstPass()
-	require.NoError(t, w.sb.Postgres.Reconfigure(t.Context(), map[string]string{"synchronous_standby_names": "'nobody'"}))
+	require.NoError(t, w.sb.Postgres.Reconfigure(t.Context(), map[string]string{"synchronous_standby_names": "nobody"}))
 	ctx, cancel := context.WithCancel(t.Context())
 	deleted := make(chan error, 1)
 	go func() {
@@ -380,7 +380,7 @@ func TestADeleteHeldInSynchronousReplication(t *testing.T) {
 	w.awaitStatus(recovery, "the delete to wait for its commit", func(s wiring.DaemonStatus) bool { return s.Queue.Waiting["commit"] == 1 || s.Queue.Strong == 1 })
 	w.stays(2*grace, rows...)
 	before := w.confirmed()
-	require.NoError(t, w.sb.Postgres.Reconfigure(t.Context(), map[string]string{"synchronous_standby_names": "''"}))
+	require.NoError(t, w.sb.Postgres.Reconfigure(t.Context(), map[string]string{"synchronous_standby_names": ""}))
 	require.NoError(t, <-deleted)
 	w.gone(recovery, rows[0])
 	w.stays(grace, rows[1:]...)

@@ -185,7 +185,7 @@ func (s *Store) describe(ctx context.Context, b reconciler.Binding) (table, erro
 	}
 	all := map[string]described{}
 	var relkind string
-	err := s.pool.with(ctx, func(conn *pgx.Conn) error {
+	err := s.with(ctx, func(conn *pgx.Conn) error {
 		rows, err := conn.Query(ctx, describeSQL, b.Schema, b.Table)
 		if err != nil {
 			return err

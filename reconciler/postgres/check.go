@@ -18,7 +18,7 @@ type Finding = reconciler.Finding
 func (s *Store) Check(ctx context.Context) ([]Finding, error) {
 	var recovery bool
 	var role string
-	err := s.pool.with(ctx, func(conn *pgx.Conn) error {
+	err := s.with(ctx, func(conn *pgx.Conn) error {
 		return conn.QueryRow(ctx, "SELECT pg_is_in_recovery(), current_user::text").Scan(&recovery, &role)
 	})
 	if err != nil {
@@ -60,7 +60,7 @@ func (s *Store) checkRights(ctx context.Context, b reconciler.Binding, role stri
 	columns := append([]string{b.Key}, b.Columns...)
 	var usage, hidden bool
 	var denied, unindexed []string
-	err := s.pool.with(ctx, func(conn *pgx.Conn) error {
+	err := s.with(ctx, func(conn *pgx.Conn) error {
 		return conn.QueryRow(ctx, `
 		SELECT has_schema_privilege(n.oid, 'USAGE'), row_security_active(c.oid),
 			ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attname = ANY($3)

@@ -43,7 +43,7 @@ func (s *Store) each(ctx context.Context, binding int, yield func(string) error,
 	if len(columns) == 0 {
 		return nil
 	}
-	err = s.pool.with(ctx, func(conn *pgx.Conn) error { return s.copy(ctx, conn, t, columns, yield) })
+	err = s.with(ctx, func(conn *pgx.Conn) error { return s.copy(ctx, conn, t, columns, yield) })
 	if err != nil {
 		s.doubt()
 		return failed("read all ids of "+t.binding.Name(), err)

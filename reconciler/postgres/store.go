@@ -12,6 +12,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/orphanwatch/orphanwatch/reconciler"
 )
@@ -34,7 +35,7 @@ type Options struct {
 
 // Store is the database that holds the rows. It is safe for concurrent use.
 type Store struct {
-	pool    *pool
+	pool    *pgxpool.Pool
 	options Options
 	// tables is nil while it is not known what the bound tables look like.
 	tables atomic.Pointer[catalog]
@@ -42,9 +43,10 @@ type Store struct {
 
 var _ reconciler.Rows = (*Store)(nil)
 
-// New connects. What the bound tables look like is read before the first lookup;
-// Check tells what is wrong with them.
-func New(ctx context.Context, o Options) (*Store, error) {
+// New makes a Store. It connects, and reads what the bound tables look like, when
+// it is first asked something, so that a server that is away at start is waited
+// for like one that goes away later. Check tells what is wrong with the tables.
+func New(o Options) (*Store, error) {
 	if len(o.Bindings) > reconciler.MaxBindings {
 		return nil, fmt.Errorf("postgres: %d bindings, the most is %d", len(o.Bindings), reconciler.MaxBindings)
 	}
@@ -54,12 +56,13 @@ func New(ctx context.Context, o Options) (*Store, error) {
 	if o.MaxConns == 0 {
 		o.MaxConns = 4
 	}
-	config, err := pgx.ParseConfig(o.URL)
+	config, err := pgxpool.ParseConfig(o.URL)
 	if err != nil {
 		return nil, fmt.Errorf("postgres: read the URL: %w", err)
 	}
-	if config.ConnectTimeout == 0 {
-		config.ConnectTimeout = 10 * time.Second
+	config.MaxConns = int32(o.MaxConns) //nolint:gosec // a handful
+	if config.ConnConfig.ConnectTimeout == 0 {
+		config.ConnConfig.ConnectTimeout = 10 * time.Second
 	}
 	for name, value := range map[string]string{
 		"application_name":              Application,
@@ -69,18 +72,22 @@ func New(ctx context.Context, o Options) (*Store, error) {
 		"statement_timeout":             milliseconds(o.StatementTimeout, 30*time.Second),
 		"lock_timeout":                  milliseconds(o.LockTimeout, 5*time.Second),
 	} {
-		config.RuntimeParams[name] = value
+		config.ConnConfig.RuntimeParams[name] = value
 	}
-	s := &Store{pool: newPool(config, o.MaxConns), options: o}
-	if err := s.pool.with(ctx, func(conn *pgx.Conn) error { return conn.Ping(ctx) }); err != nil {
-		s.Close()
-		return nil, failed("connect", err)
+	pool, err := pgxpool.NewWithConfig(context.Background(), config)
+	if err != nil {
+		return nil, fmt.Errorf("postgres: %w", err)
 	}
-	return s, nil
+	return &Store{pool: pool, options: o}, nil
 }
 
 // Close ends all connections, those in use when their queries have ended.
-func (s *Store) Close() { s.pool.close() }
+func (s *Store) Close() { s.pool.Close() }
+
+// with runs f on a connection of its own.
+func (s *Store) with(ctx context.Context, f func(*pgx.Conn) error) error {
+	return s.pool.AcquireFunc(ctx, func(c *pgxpool.Conn) error { return f(c.Conn()) })
+}
 
 func milliseconds(d, otherwise time.Duration) string {
 	if d == 0 {
@@ -121,7 +128,7 @@ func (s *Store) batch(ctx context.Context, b *pgx.Batch) (snapshot reconciler.Sn
 		return err
 	})
 	all.QueuedQueries = append(all.QueuedQueries, b.QueuedQueries...)
-	err = s.pool.with(ctx, func(conn *pgx.Conn) error { return conn.SendBatch(ctx, all).Close() })
+	err = s.with(ctx, func(conn *pgx.Conn) error { return conn.SendBatch(ctx, all).Close() })
 	return snapshot, err
 }
 
@@ -152,5 +159,5 @@ func unreachable(err error) bool {
 	var network net.Error
 	return errors.As(err, &connect) || errors.As(err, &network) || pgconn.Timeout(err) ||
 		errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) ||
-		strings.Contains(err.Error(), "conn closed") || errors.Is(err, errClosed)
+		strings.Contains(err.Error(), "conn closed")
 }
