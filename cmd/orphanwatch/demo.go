@@ -182,10 +182,11 @@ func (d *demo) keep(ctx context.Context, root *cobra.Command) {
 	p := func(format string, args ...any) { fmt.Fprintf(d.out, format+"\n", args...) }
 	p("\neverything stays until Ctrl-C; the daemon's log is %s", d.daemon.log)
 	p("in another terminal:\n")
-	p("  export DATABASE_URL='%s' REDIS_URL='%s'", d.database, d.sb.Redis.URL())
+	p("  export DATABASE_URL='%s'", d.database)
+	p("  export REDIS_URL='%s'", d.sb.Redis.URL())
 	p(`  psql "$DATABASE_URL" -c 'DELETE FROM scan_tasks WHERE id = (SELECT id FROM scan_tasks LIMIT 1) RETURNING id'`)
 	p(`  redis-cli -u "$REDIS_URL" EXISTS %s<id>`, resultPrefix)
-	p(`  redis-cli -u "$REDIS_URL" SETEX %s%s 3600 orphan     # gone after %v`, resultPrefix, newUUID(), demoGrace)
+	p(`  redis-cli -u "$REDIS_URL" SETEX %s%s 3600 x    # gone after %v`, resultPrefix, newUUID(), demoGrace)
 	p("  curl -s http://%s/metrics | grep ^orphanwatch_", d.daemon.addr)
 	for _, args := range []string{"status", "doctor", "restore --since 10m"} {
 		name, _, _ := strings.Cut(args, " ")

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -93,7 +94,9 @@ func (d *demo) startCelery(ctx context.Context) {
 	wg.Wait()
 	for _, err := range []error{workerErr, producerErr} {
 		if err != nil {
-			d.screen.say("no Celery here (%v): the demo writes the results itself, as Celery does", err)
+			why, _, _ := strings.Cut(err.Error(), "\n")
+			d.screen.say("no Celery here (%s)", why)
+			d.screen.say("so the demo simulates: it writes the results itself, as Celery does (SETEX and PUBLISH)")
 			return
 		}
 	}
