@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/orphanwatch/orphanwatch/reconciler"
 	"github.com/orphanwatch/orphanwatch/watcher/keyspace"
@@ -119,12 +120,8 @@ func (s *Stores) checkPostgres(ctx context.Context) (findings []reconciler.Findi
 	}
 	findings = []reconciler.Finding{{Name: answers, OK: true, Detail: s.postgresAddr()}}
 	findings = append(findings, watching...)
-	rows, err := s.openRows(ctx)
-	if err == nil {
-		var looking []reconciler.Finding
-		looking, err = rows.Check(ctx)
-		findings = merge(findings, looking)
-	}
+	looking, err := s.rows.Check(ctx)
+	findings = merge(findings, looking)
 	if err == nil {
 		var slot []reconciler.Finding
 		slot, err = s.checkSlot(ctx)
@@ -187,13 +184,9 @@ func (s *Stores) checkSlot(ctx context.Context) ([]reconciler.Finding, error) {
 func (s *Stores) checkIdentity(ctx context.Context) []Check {
 	ctx, cancel := Bounded(ctx)
 	defer cancel()
-	rows, err := s.openRows(ctx)
+	identity, err := s.rows.Identity(ctx)
 	if err != nil {
-		return nil // said already
-	}
-	identity, err := rows.Identity(ctx)
-	if err != nil {
-		return nil
+		return nil // what is away has been said
 	}
 	state, err := s.Celery.State(ctx)
 	if err != nil {
@@ -211,6 +204,24 @@ func (s *Stores) checkIdentity(ctx context.Context) []Check {
 	}
 	return []Check{{storePostgres, f}}
 }
+
+// SetupSQL is what setup would run now. Like setup it refuses where a publication
+// would harm the application, so that nobody runs it by hand.
+func (s *Stores) SetupSQL(ctx context.Context) ([]string, error) {
+	findings, err := s.Replication.Check(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range findings {
+		if f.Fatal && !f.OK {
+			return nil, reconciler.Hint(fmt.Errorf("%s: %s", f.Name, f.Detail), f.Fix)
+		}
+	}
+	return s.Replication.SetupSQL(ctx)
+}
+
+// setupTimeout bounds Mend: a new slot waits for the transactions that are open.
+const setupTimeout = time.Minute
 
 // Mend applies what is safe, and tells each thing that it did or could not do.
 func (s *Stores) Mend(ctx context.Context, d *Diagnosis) (did []string, failed []error) {
@@ -234,6 +245,8 @@ func (s *Stores) Mend(ctx context.Context, d *Diagnosis) (did []string, failed [
 	if !missing || blocked {
 		return did, failed
 	}
+	ctx, cancel := context.WithTimeout(ctx, setupTimeout)
+	defer cancel()
 	statements, err := s.Replication.SetupSQL(ctx)
 	if err == nil {
 		err = s.Replication.Setup(ctx)

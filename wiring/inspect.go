@@ -44,35 +44,26 @@ func OpenStores(c *Config, log *slog.Logger) (*Stores, error) {
 	if err != nil {
 		return nil, err
 	}
+	rows, err := postgres.New(postgres.Options{
+		URL: c.Postgres.URL.Reveal(), Bindings: Bindings(c), MaxConns: 1,
+		StatementTimeout: storeTimeout, LockTimeout: storeTimeout,
+	})
+	if err != nil {
+		_ = client.Close()
+		return nil, fmt.Errorf("open the stores: %w", err)
+	}
 	return &Stores{
-		Celery: NewStore(c, client), Replication: NewReplication(c, log), config: c, redis: client,
+		Celery: NewStore(c, client), Replication: NewReplication(c, log), config: c, redis: client, rows: rows,
 	}, nil
 }
 
 // Close ends all connections.
 func (s *Stores) Close() error {
-	if s.rows != nil {
-		s.rows.Close()
-	}
+	s.rows.Close()
 	if err := s.redis.Close(); err != nil && !errors.Is(err, redis.ErrClosed) {
 		return fmt.Errorf("close redis: %w", err)
 	}
 	return nil
-}
-
-// openRows connects to PostgreSQL for lookups; each statement is bounded.
-func (s *Stores) openRows(ctx context.Context) (*postgres.Store, error) {
-	if s.rows == nil {
-		rows, err := postgres.New(postgres.Options{
-			URL: s.config.Postgres.URL.Reveal(), Bindings: Bindings(s.config), MaxConns: 1,
-			StatementTimeout: storeTimeout, LockTimeout: storeTimeout,
-		})
-		if err != nil {
-			return nil, err
-		}
-		s.rows = rows
-	}
-	return s.rows, nil
 }
 
 // Bounded is ctx for one question to a store.

@@ -75,9 +75,11 @@ func (s *Stores) RestorePreviewSince(ctx context.Context, since time.Duration, y
 	if err != nil {
 		return redisFailed("read the time", err)
 	}
-	by := &redis.ZRangeBy{Min: strconv.FormatInt(now.Add(-since).UnixMilli(), 10), Max: "+inf", Count: previewPage}
+	by := redis.ZRangeArgs{
+		Key: recordsKey, ByScore: true, Start: strconv.FormatInt(now.Add(-since).UnixMilli(), 10), Stop: "+inf", Count: previewPage,
+	}
 	for {
-		records, err := s.redis.ZRangeByScore(ctx, recordsKey, by).Result()
+		records, err := s.redis.ZRangeArgs(ctx, by).Result()
 		if err != nil {
 			return redisFailed("list records", err)
 		}

@@ -278,10 +278,6 @@ func infoFields(text string) map[string]string {
 const countable = 200_000
 
 func (s *Stores) inspectPostgres(ctx context.Context, r *Report) error {
-	rows, err := s.openRows(ctx)
-	if err != nil {
-		return err
-	}
 	slot, err := s.Slot(ctx)
 	if err != nil {
 		return err
@@ -289,11 +285,11 @@ func (s *Stores) inspectPostgres(ctx context.Context, r *Report) error {
 	r.Slot = &slot
 	for i, b := range Bindings(s.config) {
 		t := TableCount{Table: b.Name()}
-		n, err := rows.Estimate(ctx, i)
+		n, err := s.rows.Estimate(ctx, i)
 		t.Estimated = true
 		if err == nil && n <= countable {
 			var exact int64
-			switch exact, err = rows.Count(ctx, i); {
+			switch exact, err = s.rows.Count(ctx, i); {
 			case err == nil:
 				n, t.Estimated = exact, false
 			case ctx.Err() != nil:

@@ -185,7 +185,7 @@ func (c *cli) tellResume(was wiring.ControlState, trip *reconciler.Trip, accept 
 		c.progress("the guard has tripped, at %s: %s", clock(trip.Since), trip.Reason)
 		c.progress("  it holds %d orphans of %d tasks", trip.Orphans, trip.Seen)
 		if accept {
-			c.progress("accepted: the next pass, which begins within a second or two, removes them")
+			c.progress("accepted: the next pass removes them, after policy.grace, unless they are many more by then")
 		} else {
 			c.progress("the guard is armed again: the next pass judges anew, and trips it again if the reason still holds")
 			c.progress("  to remove them: orphanwatch resume --accept-absent")

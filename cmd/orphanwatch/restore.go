@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/jedib0t/go-pretty/v6/table"
@@ -145,7 +144,11 @@ func (r *restore) print() error {
 		}
 		for _, key := range s.Keys {
 			report.Counts[key.Status]++
-			rows = append(rows, table.Row{s.Kind, s.ID, key.Key, key.Status, until})
+			status := key.Status
+			if r.dryRun && status == "restored" {
+				status = "would be restored"
+			}
+			rows = append(rows, table.Row{s.Kind, s.ID, key.Key, status, until})
 		}
 	}
 	if r.output == outputJSON {
@@ -164,6 +167,6 @@ func (r *restore) print() error {
 	if r.dryRun {
 		verb = "would be restored"
 	}
-	r.progress("%s", fmt.Sprintf("%d %s, %d exist again, %d expired, %d gone", n["restored"], verb, n["exists"], n["expired"], n["gone"]))
+	r.progress("%d %s, %d exist again, %d expired, %d gone", n["restored"], verb, n["exists"], n["expired"], n["gone"])
 	return nil
 }

@@ -91,8 +91,8 @@ func (c *cli) root() *cobra.Command {
 keys that Celery writes to Redis. Whatever belongs to a deleted row is removed
 within milliseconds; nothing of a row that exists is ever touched.
 
-Configuration: DATABASE_URL and REDIS_URL are enough. Everything else is in
-orphanwatch.yaml or ORPHANWATCH_<SECTION>_<KEY>.
+Configuration: DATABASE_URL and REDIS_URL are enough. Everything else is in the file
+that --config names, or in ORPHANWATCH_<SECTION>_<KEY>.
 
 Exit codes: 0 ok, 1 error, 2 usage or configuration, 3 orphans found, 4 not allowed
 or not confirmed, 5 a dependency is unreachable, 6 doctor findings.`,

@@ -47,21 +47,19 @@ teardown when orphanwatch is not needed any more.`,
 				return err
 			}
 			defer stores.Close()
-			statements, err := stores.Replication.SetupSQL(cmd.Context())
-			if err != nil {
-				return err
-			}
+			statements, err := missing(cmd.Context(), stores)
 			switch {
+			case err != nil:
+				return err
+			case len(statements) == 0:
+				c.progress("nothing to do: publication and slot are there")
 			case dryRun:
 				c.progress("this would be run:")
 			default:
+				c.progress("a new slot waits for the transactions that are open now")
 				if err := stores.Replication.Setup(cmd.Context()); err != nil {
 					return err
 				}
-			}
-			if len(statements) == 0 {
-				c.progress("nothing to do: publication and slot are there")
-			} else if !dryRun {
 				c.progress("done:")
 			}
 			return c.printStatements(statements, dryRun)
@@ -69,6 +67,13 @@ teardown when orphanwatch is not needed any more.`,
 	}
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only print the SQL")
 	return cmd
+}
+
+// missing is what Setup would run.
+func missing(ctx context.Context, stores *wiring.Stores) ([]string, error) {
+	bounded, cancel := wiring.Bounded(ctx)
+	defer cancel()
+	return stores.SetupSQL(bounded)
 }
 
 func (c *cli) teardownCommand() *cobra.Command {

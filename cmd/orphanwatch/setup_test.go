@@ -44,6 +44,7 @@ func TestTeardownWhileRead(t *testing.T) {
 func TestSetupRefuses(t *testing.T) {
 	s := newSite(t, sandbox.NewExampleDatabase(t))
 	s.exec("ALTER TABLE scan_tasks REPLICA IDENTITY NOTHING")
+	s.expect(exitError, []string{"setup", "--dry-run"}, "has no replica identity", "fix: ALTER TABLE")
 	s.expect(exitError, []string{"setup"}, "has no replica identity", "fix: ALTER TABLE scan_tasks REPLICA IDENTITY DEFAULT;")
 	s.expect(exitFindings, []string{"doctor"}, "has no replica identity", "fix: ALTER TABLE scan_tasks REPLICA IDENTITY DEFAULT;")
 }

@@ -71,10 +71,10 @@ func (c *cli) statusStores(l *statusLines, r *wiring.Report) {
 		l.add("", "memory used %s, clients %d, keys %d", memory, info.ConnectedClients, info.Keys)
 	}
 	if !r.RedisConnected {
-		l.add("Redis", "%s: %s", c.bad("away"), r.RedisError)
+		l.add("Redis", "%s: %s", c.bad("away"), oneLine(r.RedisError))
 	}
 	if !r.DatabaseConnected {
-		l.add("PostgreSQL", "%s: %s", c.bad("away"), r.DatabaseError)
+		l.add("PostgreSQL", "%s: %s", c.bad("away"), oneLine(r.DatabaseError))
 	} else {
 		l.add("PostgreSQL", "%s", c.good("connected"))
 	}
@@ -119,7 +119,7 @@ func (c *cli) statusTasks(l *statusLines, r *wiring.Report) {
 		case t.Rows != nil:
 			l.add("", "%s%d rows in %s", about(t.Estimated), *t.Rows, t.Table)
 		default:
-			l.add("", "%s: %s", t.Table, c.bad(t.Error))
+			l.add("", "%s: %s", t.Table, c.bad(oneLine(t.Error)))
 		}
 	}
 	leader := r.Leader()
@@ -128,7 +128,7 @@ func (c *cli) statusTasks(l *statusLines, r *wiring.Report) {
 		return
 	}
 	if r.OrphanedTasks == nil || *r.OrphanedTasks == 0 {
-		l.add("Orphans", "%s", c.good("none waits"))
+		l.add("Orphans", "%s", c.good("none known"))
 		return
 	}
 	l.add("Orphans", "%s", c.warn(fmt.Sprint(*r.OrphanedTasks)))
@@ -188,7 +188,10 @@ func (c *cli) statusDaemon(l *statusLines, d *wiring.DaemonStatus, now time.Time
 	if d.Role == "starting" {
 		role = c.warn(d.Role)
 	}
-	line := fmt.Sprintf("%s, %s since %s", d.Instance, role, clock(d.Since))
+	line := d.Instance + ", " + role
+	if !d.Since.IsZero() {
+		line += " since " + clock(d.Since)
+	}
 	if d.Epoch > 0 && d.Role == "leader" {
 		line += fmt.Sprintf(", epoch %d", d.Epoch)
 	}
@@ -216,7 +219,7 @@ func (c *cli) statusDaemon(l *statusLines, d *wiring.DaemonStatus, now time.Time
 		}
 		l.add("", "source %s: %s", source, join(", ", state, h.Mode, oneLine(h.Err)))
 	}
-	l.add("Queue", "%d pending (%d deleted for sure), oldest %s", d.Queue.Pending, d.Queue.Strong, span(time.Duration(d.Queue.Oldest*float64(time.Second))))
+	l.add("Queue", "%d pending, %d of them on a delete that was seen; the oldest waits %s", d.Queue.Pending, d.Queue.Strong, span(time.Duration(d.Queue.Oldest*float64(time.Second))))
 	for _, t := range d.Transactions {
 		l.add("", "held by %s", t)
 	}

@@ -43,7 +43,7 @@ func TestStatusWithDaemon(t *testing.T) {
 	s.daemon()
 	s.expect(exitOK, []string{"status"},
 		"leader since", "epoch 1", "source postgres: connected", "source redis: connected, keyspace events",
-		"read by pid", "reserved", "Last pass", "(start)", "scanned 1: 0 without a row", "none waits", "Queue")
+		"read by pid", "reserved", "Last pass", "(start)", "scanned 1: 0 without a row", "none known", "Queue")
 
 	s.expect(exitOK, []string{"pause"}, "removals are paused, by ")
 	s.exec("DELETE FROM scan_tasks")
@@ -102,5 +102,29 @@ func TestColor(t *testing.T) {
 	s := newSite(t, sandbox.NewExampleDatabase(t))
 	if out := s.expect(exitOK, []string{"status"}); strings.Contains(out, "\x1b") {
 		t.Errorf("colors without a terminal: %q", out)
+	}
+}
+
+// A large Redis is not counted, which would take long: a part of it is.
+func TestStatusEstimates(t *testing.T) {
+	s := newSite(t, sandbox.NewExampleDatabase(t))
+	large := sandbox.NewRedis(t, sandbox.RedisOptions{Args: []string{"--enable-debug-command", "yes"}})
+	client := large.Client(0)
+	defer client.Close()
+	for _, populate := range [][]any{{"DEBUG", "POPULATE", 300_000, "celery-task-meta-", 5}, {"DEBUG", "POPULATE", 100_000, "other-", 5}} {
+		if err := client.Do(t.Context(), populate...).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s = s.with("REDIS_URL=" + large.URL())
+	began := time.Now()
+	s.expect(exitOK, []string{"status"}, "keys 400000", "about ")
+	if took := time.Since(began); took > 4*time.Second {
+		t.Errorf("took %s", took)
+	}
+	var r wiring.Report
+	s.decode(exitOK, &r, "status")
+	if r.CeleryTasks == nil || *r.CeleryTasks < 285_000 || *r.CeleryTasks > 315_000 || !r.CeleryTasksEstimated {
+		t.Errorf("%d, estimated %t, of 300000", *r.CeleryTasks, r.CeleryTasksEstimated)
 	}
 }
