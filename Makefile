@@ -50,8 +50,8 @@ bench: deps ## all benchmarks, on sandbox servers
 	$(GO) test -run '^$$' -bench . -benchmem -timeout 30m ./...
 
 .PHONY: e2e
-e2e: deps build ## the tests named TestE2E…, verbosely and never from the cache
-	$(GO) test -count=1 -v -timeout 30m -run '^TestE2E' ./...
+e2e: deps ## the daemon against real servers: every scenario, and 30 random schedules
+	$(GO) test -count=1 -v -timeout 30m ./wiring -model.checks=30
 
 .PHONY: fuzz
 fuzz: ## every Fuzz… function, FUZZTIME (30s) each

@@ -18,7 +18,8 @@ func (l LSN) String() string { return fmt.Sprintf("%X/%X", uint32(l>>32), uint32
 type Commit struct {
 	// XID is the top-level transaction id; its epoch is not in the log.
 	XID uint32
-	// LSN is the end of the commit record.
+	// LSN is the start of the commit record: rows are handed on while their
+	// transaction is still being read.
 	LSN LSN
 	// Time is the commit's own time, by the database server's clock.
 	Time time.Time

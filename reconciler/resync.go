@@ -336,7 +336,6 @@ type comparison struct {
 	// uuids and others hold the chunk under way; uuids compactly, by their bytes.
 	uuids    map[[16]byte]string
 	others   map[Subject]string
-	rows     int64
 	living   int64
 	suspects []Look
 	dropped  int

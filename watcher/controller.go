@@ -326,7 +326,7 @@ func (t *term) drain(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-deadline.C:
-			t.c.Log.Warn("stopping with work in hand: it is taken up again at the next start", "entries", n)
+			t.c.Log.WarnContext(ctx, "stopping with work in hand: it is taken up again at the next start", "entries", n)
 			return
 		case <-tick.C:
 		}

@@ -272,9 +272,7 @@ func (q *Queue) absorb(entry, next *Entry) {
 	for i := range next.Work.Deletions {
 		q.merge(entry, Event{Trigger: next.Work.Trigger, Deletion: &next.Work.Deletions[i], Done: next.dones[i]})
 	}
-	for _, done := range next.dones[len(next.Work.Deletions):] {
-		entry.dones = append(entry.dones, done)
-	}
+	entry.dones = append(entry.dones, next.dones[len(next.Work.Deletions):]...)
 	if next.Work.Spelling != "" {
 		entry.Work.Spelling = next.Work.Spelling
 	}

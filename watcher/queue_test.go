@@ -131,7 +131,6 @@ func TestQueueLosesNothing(t *testing.T) {
 			deletion bool
 			acked    int
 			worked   bool // taken after it was offered
-			replaced bool
 		}
 		var all []*offered
 		var inHand []*Entry

@@ -28,8 +28,8 @@ import (
 // Sizes of one process. The queue holds at most two times queueLimit entries,
 // some 250 bytes each; memory remembers fingerprints of 16 bytes.
 const (
-	queueLimit    = 50_000
-	memoryLimit   = 4 * queueLimit
+	queueLimit    = 25_000
+	memoryLimit   = 8 * queueLimit
 	workers       = 2
 	drainTimeout  = 8 * time.Second
 	rowLookConns  = 4
