@@ -123,7 +123,11 @@ func (c *cli) statusTasks(l *statusLines, r *wiring.Report) {
 		}
 	}
 	leader := r.Leader()
-	if leader == nil {
+	switch {
+	case !r.RedisConnected && leader == nil:
+		l.add("Orphans", "unknown")
+		return
+	case leader == nil:
 		l.add("Orphans", "unknown: no daemon leads")
 		return
 	}
