@@ -63,6 +63,8 @@ type Situation struct {
 	// Remembered: an earlier deletion of this row is known.
 	Remembered bool
 
+	// Attempts is how often it was looked at before.
+	Attempts int
 	// Age is for how long the artifacts have been seen as they are now.
 	Age time.Duration
 	// Fence is the state of the fence around the first look at them.
@@ -107,11 +109,15 @@ type Decision struct {
 
 // How soon to look again at what waits for others.
 const (
-	retryCommit       = 50 * time.Millisecond
 	retryReplication  = 100 * time.Millisecond
 	retryTransactions = time.Second
 	retryFirstPass    = time.Second
 )
+
+// retryCommit is short at first: most commits are visible in less.
+func retryCommit(attempts int) time.Duration {
+	return time.Millisecond << min(attempts, 9)
+}
 
 // Decide is the whole judgement: no clock, no store, no state.
 func Decide(s Situation) Decision {
@@ -120,9 +126,10 @@ func Decide(s Situation) Decision {
 	}
 	if s.Row.Exists {
 		if len(s.Deletions) > 0 && !s.Visible {
-			// A commit that waits for a synchronous standby: the row only seems to live.
+			// The log is sent before the commit is visible, by microseconds or for as
+			// long as a synchronous standby takes: the row only seems to live.
 			return Decision{
-				Outcome: OutcomeDeferred, HeldBy: HeldByCommit, After: retryCommit, Evidence: Deleted,
+				Outcome: OutcomeDeferred, HeldBy: HeldByCommit, After: retryCommit(s.Attempts), Evidence: Deleted,
 				Reason: "the deleting transaction is not visible yet",
 			}
 		}

@@ -248,6 +248,7 @@ func (r *Reconciler) situation(term Term, w *Work, l *look, guard string, now ti
 		Bindings: r.Bindings, Policy: r.Policy, Subject: w.Subject, Row: l.row, Found: l.found,
 		Deletions: w.Deletions, Visible: l.sees, Fresh: len(w.Deletions) > 0 && !w.changed,
 		Remembered: r.Memory.Has(w.Subject),
+		Attempts:   w.Attempts,
 		Age:        now.Sub(w.since), Fence: fenceState(w.Fence, term),
 		FirstPass: r.firstPass.Load(), Foreign: r.foreign.Load(), Guard: guard, Accepted: w.Accepted,
 	}
@@ -257,10 +258,10 @@ func fenceState(f *Fence, term Term) FenceState {
 	switch {
 	case f == nil:
 		return NoFence
+	case term.Position() < f.At():
+		return FenceBehind // first: unlike open transactions, it holds without limit
 	case !f.Ended():
 		return FenceOpen
-	case term.Position() < f.At():
-		return FenceBehind
 	}
 	return FencePassed
 }

@@ -42,6 +42,14 @@ const (
 	keyTaskName  = attribute.Key("celery.task.name")
 )
 
+// The values of error.type.
+const (
+	errUnreachable = "unreachable"
+	errTimeout     = "timeout"
+	errCanceled    = "canceled"
+	errOther       = "other"
+)
+
 // LagBuckets are the bounds in seconds of the lag histogram.
 var LagBuckets = []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300}
 
@@ -49,6 +57,8 @@ var (
 	triggers = []Trigger{ByDelete, ByEvent, ByResync}
 	outcomes = []Outcome{OutcomeRemoved, OutcomeKept, OutcomeNoop, OutcomeDeferred, OutcomeGuarded, OutcomeReported, OutcomeError}
 	kinds    = []ArtifactKind{ResultKey, CompanionKey}
+
+	errorTypes = []string{errUnreachable, errTimeout, errCanceled, errOther}
 )
 
 // telemetry holds the instruments. Attribute sets are made once: the paths are hot.
@@ -96,6 +106,9 @@ func newTelemetry(r *Reconciler) (*telemetry, error) {
 			t.byOutcome[tr][o] = opt
 			t.reconciliations.Add(context.Background(), 0, opt)
 		}
+	}
+	for _, e := range errorTypes {
+		t.errors.Add(context.Background(), 0, metric.WithAttributes(attribute.String("error.type", e)))
 	}
 	for _, k := range kinds {
 		t.byKind[k] = metric.WithAttributeSet(attribute.NewSet(attribute.String("kind", string(k))))
@@ -239,11 +252,11 @@ func (w *Work) origin() time.Time {
 func errorType(err error) string {
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
-		return "timeout"
+		return errTimeout
 	case errors.Is(err, context.Canceled):
-		return "canceled"
+		return errCanceled
 	case errors.Is(err, ErrUnreachable):
-		return "unreachable"
+		return errUnreachable
 	}
-	return "other"
+	return errOther
 }

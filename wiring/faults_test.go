@@ -112,6 +112,13 @@ func TestRedisHangs(t *testing.T) {
 	w.stays(grace, rows[300:]...)
 	require.True(t, w.daemon.alive())
 	w.daemon.ready(recovery)
+
+	require.NoError(t, w.sb.Redis.Pause(t.Context()))
+	w.sql("DELETE FROM scan_tasks WHERE id = ANY($1::uuid[])", rows[300:400])
+	require.Less(t, w.daemon.stop(), 10*time.Second, "SIGTERM while Redis hangs")
+	w.sb.Redis.Resume()
+	w.run()
+	w.gone(recovery, rows[300:400]...)
 }
 
 func TestConnectionsAreCutAndStalled(t *testing.T) {

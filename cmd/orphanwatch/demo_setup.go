@@ -118,15 +118,6 @@ func hangUp(ctx context.Context, db *pgx.Conn) {
 	_ = db.Close(ctx) // the sandbox ends anyway
 }
 
-func firstOf(errs ...error) error {
-	for _, err := range errs {
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 func resultsOf(ids []string) []string {
 	results := make([]string, len(ids))
 	for i, id := range ids {

@@ -71,6 +71,9 @@ func (m *monitor) loop(run context.Context) error {
 		if err := m.listen(run, minTime(tick, canary)); err != nil {
 			return err
 		}
+		if run.Err() != nil {
+			return nil
+		}
 		if err := m.judge(time.Now()); err != nil {
 			return err
 		}
