@@ -304,7 +304,7 @@ func (t *term) reconcile(ctx context.Context, batch []*Entry) error {
 		return fmt.Errorf("reconcile: %w", err)
 	}
 	t.c.state.failing(verdicts)
-	if failed := verdicts[0].Err; failed != nil {
+	if failed := verdicts[0].Err; failed != nil && ctx.Err() == nil {
 		t.c.telemetry.logFailure(ctx, t.c.Log, failed)
 		pause(ctx, 100*time.Millisecond) // a store is away: no need to spin through the queue
 	}

@@ -271,6 +271,15 @@ func (d *daemon) get(path string) (int, string, error) {
 	return resp.StatusCode, string(body), errors.Join(err, resp.Body.Close())
 }
 
+// up awaits that the process listens; its stores may be away.
+func (d *daemon) up() {
+	d.t.Helper()
+	sandbox.AwaitTB(d.t, recovery, "the daemon to be up", func() error {
+		_, _, err := d.get("/livez")
+		return err
+	})
+}
+
 func (d *daemon) ready(timeout time.Duration) {
 	d.t.Helper()
 	sandbox.AwaitTB(d.t, timeout, "the daemon to be ready", func() error {

@@ -18,7 +18,7 @@ import (
 )
 
 var (
-	modelChecks = flag.Int("model.checks", 3, "random schedules of TestModel")
+	modelChecks = flag.Int("model.checks", 6, "random schedules of TestModel")
 	modelSteps  = flag.Int("model.steps", 30, "steps of each")
 )
 
@@ -232,6 +232,7 @@ func (m *model) step() {
 			m.daemon = m.world.start()
 		},
 		"SIGTERM": func() {
+			m.daemon.up() // before that the signal is not heard yet
 			m.daemon.stop()
 			m.daemon = m.world.start()
 		},
