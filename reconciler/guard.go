@@ -1,6 +1,7 @@
 package reconciler
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"sync"
@@ -174,4 +175,62 @@ func (g *Guard) doubt(t Tally) string {
 		return fmt.Sprintf("%d of %d tasks look orphaned, more than %.0f %%", t.Orphans, t.Seen, 100*g.maxRatio)
 	}
 	return ""
+}
+
+// guardFor feeds the guard with the batch and gives what it holds weak evidence
+// for, "" for nothing.
+func (r *Reconciler) guardFor(ctx context.Context, works []*Work, looks []look) (string, error) {
+	seen, orphans, weak := 0, 0, 0
+	var weakIn BindingSet
+	for i, w := range works {
+		l := &looks[i]
+		if len(l.found.Artifacts) == 0 || l.found.Deleted || len(w.Deletions) > 0 || r.Memory.Has(w.Subject) {
+			continue
+		}
+		orphan := !l.row.Exists && l.row.Candidates != 0 && r.mayBeOurs(w.Subject, l)
+		if orphan && !w.Accepted {
+			weak++
+			weakIn |= l.row.Candidates
+		}
+		if w.Trigger != ByEvent || w.Attempts > 0 {
+			continue
+		}
+		if l.row.Exists {
+			seen++
+		} else if orphan {
+			seen++
+			orphans++
+		}
+	}
+	if weak > 0 {
+		empty, err := r.Rows.EmptyTables(ctx)
+		if err != nil {
+			return "", fmt.Errorf("see whether tables are empty: %w", err)
+		}
+		if names := r.names(empty & weakIn); len(names) > 0 && r.Guard.TripEmpty(names, weak) {
+			r.logTrip(ctx)
+		}
+	}
+	if r.Guard.ObserveEvents(seen, orphans) {
+		r.logTrip(ctx)
+	}
+	if t := r.Guard.Tripped(); t != nil {
+		return t.Reason, nil
+	}
+	return "", nil
+}
+
+func (r *Reconciler) mayBeOurs(s Subject, l *look) bool {
+	ours, _ := attributable(Situation{Bindings: r.Bindings, Subject: s, Row: l.row, Found: l.found, Foreign: r.foreign.Load()})
+	return len(ours) > 0
+}
+
+func (r *Reconciler) logTrip(ctx context.Context) {
+	t := r.Guard.Tripped()
+	if t == nil {
+		return
+	}
+	r.Log.ErrorContext(ctx, "the guard has tripped: nothing is removed on evidence absent",
+		"reason", t.Reason, "orphans", t.Orphans, "seen", t.Seen,
+		"fix", "look at `orphanwatch status`; if these rows are really gone: orphanwatch resume --accept-absent; to judge anew: orphanwatch resume")
 }

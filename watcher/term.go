@@ -1,0 +1,208 @@
+package watcher
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/orphanwatch/orphanwatch/reconciler"
+)
+
+// term is the sink of its sources.
+type term struct {
+	c       *Controller
+	queue   *Queue
+	session Session
+	term    reconciler.Term
+	reasons chan string // for a resync
+}
+
+// Offer merges e into the queue.
+func (t *term) Offer(e Event) bool {
+	if e.Deletion != nil {
+		t.c.Remember(e.Subject)
+	}
+	return t.queue.Offer(e)
+}
+
+// Room is the queue's.
+func (t *term) Room() <-chan struct{} { return t.queue.Room() }
+
+// Gap asks for a resync.
+func (t *term) Gap(source, reason string) {
+	t.c.telemetry.gap(source)
+	t.c.state.gap(source, reason)
+	t.c.Log.Warn("a gap: events may have been missed, everything is compared", "source", source, "reason", reason)
+	t.request(source + " " + reason)
+}
+
+func (t *term) request(reason string) {
+	select {
+	case t.reasons <- reason:
+	default: // enough are waiting already
+	}
+}
+
+// Report keeps the state of a source.
+func (t *term) Report(source string, h Health) { t.c.state.report(source, h) }
+
+// work takes batches until ctx ends.
+func (t *term) work(ctx context.Context) error {
+	for {
+		batch, err := t.queue.Take(ctx, batchLimit)
+		if err != nil {
+			return nil //nolint:nilerr // the term is over
+		}
+		if err := t.reconcile(ctx, batch); err != nil {
+			return err
+		}
+	}
+}
+
+func (t *term) reconcile(ctx context.Context, batch []*Entry) error {
+	works := make([]*reconciler.Work, 0, len(batch))
+	entries := batch[:0]
+	for _, e := range batch {
+		if e.Work.Subject.Kind == reconciler.Canary {
+			t.c.telemetry.canary(e.Work.Subject.ID, time.Since(e.Work.Seen))
+			t.queue.Finish(e, false, 0, reconciler.HeldByNothing)
+			continue
+		}
+		entries = append(entries, e)
+		works = append(works, &e.Work)
+	}
+	if len(works) == 0 {
+		return nil
+	}
+	verdicts, err := t.c.Judge.Reconcile(ctx, t.term, works)
+	for i, e := range entries {
+		v := verdicts[i]
+		after, again := v.Again()
+		if v.Outcome == "" { // not judged: the term is over
+			after, again = time.Second, true
+		}
+		t.queue.Finish(e, again, after, v.HeldBy)
+	}
+	if err != nil {
+		return fmt.Errorf("reconcile: %w", err)
+	}
+	t.c.state.failing(verdicts)
+	if failed := verdicts[0].Err; failed != nil && ctx.Err() == nil {
+		t.c.telemetry.logFailure(ctx, t.c.Log, failed)
+		pause(ctx, 100*time.Millisecond) // a store is away: no need to spin through the queue
+	}
+	return nil
+}
+
+// drain waits until nothing is in hand that could be done now.
+func (t *term) drain(ctx context.Context) {
+	deadline := time.NewTimer(t.c.DrainTimeout)
+	defer deadline.Stop()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		n := t.queue.Stats().InHand
+		if n == 0 {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-deadline.C:
+			t.c.Log.WarnContext(ctx, "stopping with work in hand: it is taken up again at the next start", "entries", n)
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// resyncLoop makes a pass at start, for each gap (those that come together make
+// one), and every interval.
+func (t *term) resyncLoop(ctx context.Context, subscribed <-chan struct{}) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-subscribed:
+	}
+	reason, observe := "start", t.c.ObserveFirst && t.c.state.firstTerm()
+	every := time.NewTicker(t.c.ResyncInterval)
+	defer every.Stop()
+	var wait retry
+	for {
+		reason = t.coalesce(reason)
+		t.c.telemetry.resync(reason)
+		more, err := t.c.Judge.Resync(ctx, t.term, reason, observe, t.submit)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil:
+			t.c.Log.ErrorContext(ctx, "a resync has failed: will try again", "error", err, "in", wait.next().String())
+			if !wait.sleep(ctx) {
+				return nil
+			}
+			continue
+		case more:
+			// What was submitted is in the queue for the grace at least.
+			if !pause(ctx, t.c.Grace+time.Second) {
+				return nil
+			}
+			reason = "more orphans than one pass submits"
+			continue
+		}
+		wait.succeeded()
+		observe = false
+		select {
+		case <-ctx.Done():
+			return nil
+		case reason = <-t.reasons:
+		case <-every.C:
+			reason = "interval"
+		}
+	}
+}
+
+// coalesce takes what else asks for a pass: it is the same one.
+func (t *term) coalesce(reason string) string {
+	for {
+		select {
+		case <-t.reasons:
+		default:
+			return reason
+		}
+	}
+}
+
+// submit offers suspects, waiting for room.
+func (t *term) submit(ctx context.Context, suspects []reconciler.Suspect) error {
+	for _, s := range suspects {
+		e := Event{Subject: s.Subject, Spelling: s.Spelling, Trigger: reconciler.ByResync, Seen: time.Now(), Accepted: s.Accepted}
+		for {
+			room := t.queue.Room()
+			if t.queue.Offer(e) {
+				break
+			}
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-room:
+			}
+		}
+	}
+	return nil
+}
+
+// orders carries out what operators ask for.
+func (t *term) orders(ctx context.Context) error {
+	for {
+		resync, err := t.c.Desk.Orders(ctx)
+		if err != nil && ctx.Err() == nil {
+			t.c.telemetry.logFailure(ctx, t.c.Log, err)
+		}
+		if resync != "" {
+			t.request(resync)
+		}
+		if !pause(ctx, deskInterval) {
+			return nil
+		}
+	}
+}
