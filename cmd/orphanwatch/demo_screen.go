@@ -101,7 +101,7 @@ func (s *screen) draw(table []string) {
 		fmt.Fprintf(&b, "\x1b[%dA\r\x1b[J", s.drawn)
 	}
 	for _, line := range lines {
-		b.WriteString(cut(line, width-1) + "\x1b[0m\n")
+		b.WriteString(cut(line, width-1) + s.paint("0", "") + "\n")
 	}
 	s.drawn = len(lines)
 	fmt.Fprint(s.out, b.String())
