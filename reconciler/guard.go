@@ -177,47 +177,46 @@ func (g *Guard) doubt(t Tally) string {
 	return ""
 }
 
-// guardFor feeds the guard with the batch and gives what it holds weak evidence
-// for, "" for nothing.
-func (r *Reconciler) guardFor(ctx context.Context, works []*Work, looks []look) (string, error) {
+// guard shows the guard what the batch is about to remove on evidence absent, and
+// takes it back where that trips it. What has not passed the other rules does not
+// count: its row may only not be committed yet.
+func (r *Reconciler) guard(ctx context.Context, works []*Work, situations []Situation, decisions []Decision) error {
 	seen, orphans, weak := 0, 0, 0
 	var weakIn BindingSet
 	for i, w := range works {
-		l := &looks[i]
-		if len(l.found.Artifacts) == 0 || l.found.Deleted || len(w.Deletions) > 0 || r.Memory.Has(w.Subject) {
-			continue
-		}
-		orphan := !l.row.Exists && l.row.Candidates != 0 && r.mayBeOurs(w.Subject, l)
-		if orphan && !w.Accepted {
+		s, d := &situations[i], &decisions[i]
+		fromEvent := w.Trigger == ByEvent
+		switch {
+		case d.Outcome == OutcomeRemoved && d.Evidence == Absent && !w.Accepted:
 			weak++
-			weakIn |= l.row.Candidates
-		}
-		if w.Trigger != ByEvent || w.Attempts > 0 {
-			continue
-		}
-		if l.row.Exists {
+			weakIn |= s.Row.Candidates
+			if fromEvent {
+				seen++
+				orphans++
+			}
+		case fromEvent && s.Row.Exists && w.Attempts == 0:
 			seen++
-		} else if orphan {
-			seen++
-			orphans++
 		}
 	}
-	if weak > 0 {
+	tripped := r.Guard.ObserveEvents(seen, orphans)
+	if weak > 0 && !tripped {
 		empty, err := r.Rows.EmptyTables(ctx)
 		if err != nil {
-			return "", fmt.Errorf("see whether tables are empty: %w", err)
+			return fmt.Errorf("see whether tables are empty: %w", err)
 		}
-		if names := r.names(empty & weakIn); len(names) > 0 && r.Guard.TripEmpty(names, weak) {
-			r.logTrip(ctx)
-		}
+		names := r.names(empty & weakIn)
+		tripped = len(names) > 0 && r.Guard.TripEmpty(names, weak)
 	}
-	if r.Guard.ObserveEvents(seen, orphans) {
-		r.logTrip(ctx)
+	if !tripped {
+		return nil
 	}
-	if t := r.Guard.Tripped(); t != nil {
-		return t.Reason, nil
+	r.logTrip(ctx)
+	reason := r.Guard.Tripped().Reason
+	for i := range situations {
+		situations[i].Guard = reason
+		decisions[i] = Decide(situations[i])
 	}
-	return "", nil
+	return nil
 }
 
 func (r *Reconciler) mayBeOurs(s Subject, l *look) bool {

@@ -174,24 +174,28 @@ func (r *Reconciler) judge(ctx context.Context, term Term, works []*Work, verdic
 	if err != nil {
 		return err
 	}
-	guard, err := r.guardFor(ctx, works, looks)
-	if err != nil {
+	situations := make([]Situation, len(works))
+	decisions := make([]Decision, len(works))
+	for i, w := range works {
+		now := r.Now()
+		w.notice(digestOf(looks[i].found.Artifacts), now)
+		situations[i] = r.situation(term, w, &looks[i], now)
+		decisions[i] = Decide(situations[i])
+	}
+	if err := r.guard(ctx, works, situations, decisions); err != nil {
 		return err
 	}
 	var removals []Removal
 	var of []int
 	var unfenced []*Work
 	for i, w := range works {
-		l := &looks[i]
-		now := r.Now()
-		w.notice(digestOf(l.found.Artifacts), now)
-		v := &verdicts[i]
-		v.Decision = Decide(r.situation(term, w, l, guard, now))
+		d := decisions[i]
+		verdicts[i].Decision = d
 		switch {
-		case v.Outcome == OutcomeRemoved:
-			removals = append(removals, Removal{Subject: w.Subject, Artifacts: v.Remove, Record: r.record(w, v.Decision, spans[i], now)})
+		case d.Outcome == OutcomeRemoved:
+			removals = append(removals, Removal{Subject: w.Subject, Artifacts: d.Remove, Record: r.record(w, d, spans[i], r.Now())})
 			of = append(of, i)
-		case v.Outcome == OutcomeDeferred && w.Fence == nil:
+		case d.Outcome == OutcomeDeferred && w.Fence == nil:
 			unfenced = append(unfenced, w)
 		}
 	}
@@ -243,7 +247,11 @@ func (r *Reconciler) look(ctx context.Context, works []*Work, spans []*workSpan)
 	return looks, nil
 }
 
-func (r *Reconciler) situation(term Term, w *Work, l *look, guard string, now time.Time) Situation {
+func (r *Reconciler) situation(term Term, w *Work, l *look, now time.Time) Situation {
+	guard := ""
+	if t := r.Guard.Tripped(); t != nil {
+		guard = t.Reason
+	}
 	return Situation{
 		Bindings: r.Bindings, Policy: r.Policy, Subject: w.Subject, Row: l.row, Found: l.found,
 		Deletions: w.Deletions, Visible: l.sees, Fresh: len(w.Deletions) > 0 && !w.changed,

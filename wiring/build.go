@@ -95,7 +95,6 @@ func NewRedis(c *Config) (*redis.Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("redis URL: %w", err)
 	}
-	opts.ClientName = "orphanwatch"
 	opts.ContextTimeoutEnabled = true
 	opts.DialTimeout, opts.ReadTimeout, opts.WriteTimeout = 5*time.Second, 5*time.Second, 5*time.Second
 	opts.MaxRetries = -1 // retries are the queue's: a second try must look anew

@@ -36,7 +36,7 @@ type ReplicationConfig struct {
 // RedisConfig says where the artifacts are. The URLs are as go-redis reads them
 // (redis:// or unix://).
 type RedisConfig struct {
-	// URL holds our own keys. If nothing sets it, it is the result backend or
+	// URL is what the other two are where they are not set. If nothing sets it, it is the result backend or
 	// the broker where one of these is set, else redis://localhost:6379/0.
 	URL Secret `yaml:"url" env:"REDIS_URL"`
 	// BrokerURL is Celery's broker; empty means URL. See Broker.

@@ -3,7 +3,6 @@ package wiring
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -43,9 +42,10 @@ type Desk struct {
 	Version    string
 	Log        *slog.Logger
 
-	mu    sync.Mutex
-	epoch uint64
-	saved []byte
+	mu     sync.Mutex
+	epoch  uint64
+	saved  []byte
+	paused bool
 }
 
 // ClaimEpoch makes this copy the newest leader, with the guard as the one before
@@ -82,13 +82,27 @@ func (d *Desk) ClaimEpoch(ctx context.Context) (uint64, error) {
 	return d.epoch, nil
 }
 
-// Orders carries out accept and re-arm, and keeps the guard's state.
+// Orders carries out accept and re-arm, and keeps the guard's state. A pause needs
+// no carrying out: every removal script reads it.
 func (d *Desk) Orders(ctx context.Context) (resync string, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	rearm, errRearm := d.Store.TakeRearm(ctx)
-	accept, errAccept := d.Store.TakeAccept(ctx)
-	if err := errors.Join(errRearm, errAccept); err != nil {
+	state, err := d.Store.State(ctx)
+	if err != nil {
+		return "", fmt.Errorf("read orders: %w", err)
+	}
+	if state.Paused != d.paused {
+		d.paused = state.Paused
+		d.Log.WarnContext(ctx, "removals are paused or go on, by an operator", "paused", state.Paused, "by", state.PausedBy)
+	}
+	rearm, accept := state.Rearm, state.Accept
+	if rearm != "" {
+		rearm, err = d.Store.TakeRearm(ctx)
+	}
+	if accept != "" && err == nil {
+		accept, err = d.Store.TakeAccept(ctx)
+	}
+	if err != nil {
 		return "", fmt.Errorf("take orders: %w", err)
 	}
 	guard := d.Reconciler.Guard
