@@ -42,6 +42,8 @@ type Snapshot struct {
 	Xmin, Xmax uint64
 	// Running are the ids in between that have not ended, ascending.
 	Running []uint64
+	// At is when it was taken, by the server's clock.
+	At time.Time
 }
 
 // Sees tells whether the transaction with these low 32 bits of its id has ended
@@ -87,6 +89,8 @@ func (t Transaction) String() string {
 
 // Running is what runs in the database at one moment.
 type Running struct {
+	// Asked is from before the list was read, by our clock.
+	Asked time.Time
 	// At is the WAL insert position from before the list was read.
 	At LSN
 	// Virtual are the transactions with a backend, those without an xid included.
@@ -110,6 +114,8 @@ type Fence struct {
 	prepared map[string]Transaction
 	// converted: all of virtual are gone, and prepared holds what they may have become.
 	converted bool
+	// asked is of the newest list that was observed.
+	asked time.Time
 }
 
 // NewFence is a fence around what runs now.
@@ -119,10 +125,15 @@ func NewFence(now time.Time, r Running) *Fence {
 }
 
 // Observe strikes out what has ended by the time of r, which must have been
-// read after the fence was taken.
+// read after the fence was taken. One that was asked for before the newest is
+// ignored: it may lack what was prepared since.
 func (f *Fence) Observe(r Running) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if r.Asked.Before(f.asked) {
+		return
+	}
+	f.asked = r.Asked
 	if !f.converted {
 		retain(f.virtual, byID(r.Virtual))
 		if len(f.virtual) > 0 {

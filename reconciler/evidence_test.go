@@ -64,7 +64,10 @@ func TestFenceNeverPassesEarly(t *testing.T) {
 		for range rapid.IntRange(0, 4).Draw(t, "open") {
 			start(true)
 		}
+		asked := time.Now()
 		read := func() (r Running) {
+			asked = asked.Add(time.Second)
+			r.Asked = asked
 			for _, x := range live {
 				if x.prepared {
 					r.Prepared = append(r.Prepared, Transaction{ID: "gid-" + x.id})
@@ -88,7 +91,13 @@ func TestFenceNeverPassesEarly(t *testing.T) {
 					live[rapid.IntRange(0, len(live)-1).Draw(t, "which")].prepared = true
 				}
 			case 3:
-				f.Observe(read())
+				// Another worker's newer list may be observed before this one.
+				older := read()
+				if rapid.Bool().Draw(t, "prepare in between") && len(live) > 0 {
+					live[0].prepared = true
+					f.Observe(read())
+				}
+				f.Observe(older)
 			}
 			if f.Ended() && slices.ContainsFunc(live, func(x txn) bool { return x.ours }) {
 				t.Fatalf("passed while %v are open", live)

@@ -10,6 +10,8 @@ import (
 
 // Trip is why the guard holds all removals on evidence absent.
 type Trip struct {
+	// All: this is another database, so that nothing that was known holds.
+	All    bool      `json:"all,omitempty"`
 	Reason string    `json:"reason"`
 	Since  time.Time `json:"since"`
 	// Orphans of Seen tasks looked orphaned when it was last judged.
@@ -29,7 +31,7 @@ type Tally struct {
 }
 
 // Guard is R5: it doubts that so many rows can be missing. Once tripped it stays
-// so, across restarts, until an operator re-arms it or accepts what it reported.
+// so, across restarts, until an operator accepts what it reported.
 // Its state is a Trip; keeping that is its caller's.
 type Guard struct {
 	maxRatio  float64
@@ -91,6 +93,7 @@ func (g *Guard) JudgePass(t Tally) (ok, accepted bool) {
 	}
 	if reason := g.doubt(t); reason != "" {
 		g.set(reason, t.Seen, t.Orphans)
+		g.trip.All = g.trip.All || t.Identity != ""
 	} else if g.trip != nil {
 		g.trip.Seen, g.trip.Orphans = t.Seen, t.Orphans
 	}
@@ -139,13 +142,6 @@ func (g *Guard) TripEmpty(tables []string, orphans int) bool {
 	return true
 }
 
-// Rearm forgets the trip; the next pass judges anew.
-func (g *Guard) Rearm() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.trip, g.accepted, g.buckets = nil, 0, nil
-}
-
 // Accept lets the next pass remove what was reported, with a little more for
 // what has come since.
 func (g *Guard) Accept() {
@@ -160,7 +156,7 @@ func (g *Guard) Accept() {
 func (g *Guard) set(reason string, seen, orphans int) {
 	t := Trip{Reason: reason, Since: g.now(), Seen: seen, Orphans: orphans}
 	if g.trip != nil {
-		t.Since = g.trip.Since
+		t.Since, t.All = g.trip.Since, g.trip.All
 	}
 	g.trip = &t
 }
@@ -213,7 +209,7 @@ func (r *Reconciler) guard(ctx context.Context, works []*Work, situations []Situ
 	r.logTrip(ctx)
 	reason := r.Guard.Tripped().Reason
 	for i := range situations {
-		situations[i].Guard = reason
+		situations[i].Guard = reason // an identity is judged by passes alone
 		decisions[i] = Decide(situations[i])
 	}
 	return nil
@@ -231,5 +227,5 @@ func (r *Reconciler) logTrip(ctx context.Context) {
 	}
 	r.Log.ErrorContext(ctx, "the guard has tripped: nothing is removed on evidence absent",
 		"reason", t.Reason, "orphans", t.Orphans, "seen", t.Seen,
-		"fix", "look at `orphanwatch status`; if these rows are really gone: orphanwatch resume --accept-absent; to judge anew: orphanwatch resume")
+		"fix", "look at `orphanwatch status`; when what it reports may go: orphanwatch resume --accept-absent")
 }

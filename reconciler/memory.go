@@ -31,6 +31,15 @@ func (m *Memory) Add(s Subject) {
 	}
 }
 
+// Forget the deletion of s: its row exists again.
+func (m *Memory) Forget(s Subject) {
+	h := maphash.Comparable(m.seed, s)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.new, h)
+	delete(m.old, h)
+}
+
 // Has tells whether the deletion of s is remembered.
 func (m *Memory) Has(s Subject) bool {
 	h := maphash.Comparable(m.seed, s)

@@ -60,6 +60,10 @@ type Situation struct {
 	// Fresh: the artifacts are as they were at the first look after the newest of
 	// Deletions was seen.
 	Fresh bool
+	// Prompt: the newest of Deletions was committed within the grace, and nothing
+	// of the row was removed before. Later, as with a backlog or a replay, the row
+	// may be on its way in again.
+	Prompt bool
 	// Remembered: an earlier deletion of this row is known.
 	Remembered bool
 
@@ -67,15 +71,20 @@ type Situation struct {
 	Attempts int
 	// Age is for how long the artifacts have been seen as they are now.
 	Age time.Duration
-	// Fence is the state of the fence around the first look at them.
-	Fence FenceState
+	// Fence is the state of the fence around the first look at them; Behind:
+	// replication has not passed it.
+	Fence  FenceState
+	Behind bool
 	// FirstPass: a whole pass has been judged in this term, so that the guard
 	// and the signs of other tasks are known.
 	FirstPass bool
 	// Foreign: a task was seen here whose name is in no binding.
 	Foreign bool
-	// Guard holds evidence absent; Accepted: an operator let this one pass.
+	// Guard holds evidence absent. GuardAll: it is not even known to be the same
+	// database, so that no earlier deletion counts either. Accepted: an operator
+	// let this one pass.
 	Guard    string
+	GuardAll bool
 	Accepted bool
 }
 
@@ -88,9 +97,7 @@ const (
 	NoFence FenceState = iota
 	// FenceOpen: transactions of then are still open.
 	FenceOpen
-	// FenceBehind: they have ended, but replication is not past it.
-	FenceBehind
-	// FencePassed: nothing of then is under way.
+	// FencePassed: they have ended.
 	FencePassed
 )
 
@@ -107,16 +114,9 @@ type Decision struct {
 	Reason string
 }
 
-// How soon to look again at what waits for others.
-const (
-	retryReplication  = 100 * time.Millisecond
-	retryTransactions = time.Second
-	retryFirstPass    = time.Second
-)
-
-// retryCommit is short at first: most commits are visible in less.
-func retryCommit(attempts int) time.Duration {
-	return time.Millisecond << min(attempts, 9)
+// retry says how soon to look again at what waits for others. Short at first: most waits are for what ends in milliseconds.
+func retry(from, to time.Duration, attempts int) time.Duration {
+	return min(from<<min(attempts, 16), to)
 }
 
 // Decide is the whole judgement: no clock, no store, no state.
@@ -129,7 +129,7 @@ func Decide(s Situation) Decision {
 			// The log is sent before the commit is visible, by microseconds or for as
 			// long as a synchronous standby takes: the row only seems to live.
 			return Decision{
-				Outcome: OutcomeDeferred, HeldBy: HeldByCommit, After: retryCommit(s.Attempts), Evidence: Deleted,
+				Outcome: OutcomeDeferred, HeldBy: HeldByCommit, After: retry(time.Millisecond, 2*time.Second, s.Attempts), Evidence: Deleted,
 				Reason: "the deleting transaction is not visible yet",
 			}
 		}
@@ -172,13 +172,16 @@ func hold(s Situation, e Evidence) Decision {
 			Reason: fmt.Sprintf("an orphan, evidence %s, but policy.remove is %s", e, s.Policy.Remove),
 		}
 	}
-	if e == Deleted && s.Fresh {
+	if s.Fresh && s.Prompt {
 		return Decision{} // R3: what is there at the first look goes at once
+	}
+	if len(s.Deletions) == 0 && s.Guard != "" && s.GuardAll && !s.Accepted {
+		return Decision{Outcome: OutcomeGuarded, HeldBy: HeldByGuard, Reason: s.Guard}
 	}
 	if e == Absent && !s.Accepted {
 		if !s.FirstPass {
 			return Decision{
-				Outcome: OutcomeDeferred, HeldBy: HeldByFirstPass, After: retryFirstPass,
+				Outcome: OutcomeDeferred, HeldBy: HeldByFirstPass, After: retry(100*time.Millisecond, 5*time.Second, s.Attempts),
 				Reason: "the first pass over both stores has not been judged yet",
 			}
 		}
@@ -186,25 +189,29 @@ func hold(s Situation, e Evidence) Decision {
 			return Decision{Outcome: OutcomeGuarded, HeldBy: HeldByGuard, Reason: s.Guard}
 		}
 	}
-	return gate(s)
+	return gate(s, e)
 }
 
-// gate is R4.
-func gate(s Situation) Decision {
+// gate is R4. What is unchanged since its deletion was seen needs no grace: only
+// what runs now can be inserting its row again. And a deletion that is known needs
+// no word of replication, which may be waiting for this very entry to finish.
+func gate(s Situation, e Evidence) Decision {
 	switch {
-	case s.Fence == NoFence || s.Age < s.Policy.Grace:
+	case s.Fence == NoFence && s.Fresh:
+		return Decision{Outcome: OutcomeDeferred, HeldBy: HeldByTransactions, Reason: "its row may be on its way in again"}
+	case s.Fence == NoFence || (s.Age < s.Policy.Grace && !s.Fresh):
 		return Decision{
 			Outcome: OutcomeDeferred, HeldBy: HeldByGrace, After: max(s.Policy.Grace-s.Age, 0),
 			Reason: "seen too recently: its row may still be on its way",
 		}
 	case s.Fence == FenceOpen && (s.Policy.InflightLimit == 0 || s.Age < s.Policy.InflightLimit):
 		return Decision{
-			Outcome: OutcomeDeferred, HeldBy: HeldByTransactions, After: retryTransactions,
+			Outcome: OutcomeDeferred, HeldBy: HeldByTransactions, After: retry(20*time.Millisecond, 2*time.Second, s.Attempts),
 			Reason: "transactions that ran when it was seen are still open, and may be inserting its row",
 		}
-	case s.Fence == FenceBehind:
+	case s.Behind && e == Absent:
 		return Decision{
-			Outcome: OutcomeDeferred, HeldBy: HeldByReplication, After: retryReplication,
+			Outcome: OutcomeDeferred, HeldBy: HeldByReplication, After: retry(20*time.Millisecond, 2*time.Second, s.Attempts),
 			Reason: "replication has not passed the moment when it was seen",
 		}
 	}

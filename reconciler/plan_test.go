@@ -39,7 +39,7 @@ func orphan(change ...func(*Situation)) Situation {
 
 func deleted(s *Situation) {
 	s.Deletions = []Deletion{{Commit: &Commit{XID: 7}}}
-	s.Visible, s.Fresh = true, true
+	s.Visible, s.Fresh, s.Prompt = true, true, true
 	s.Age, s.Fence, s.FirstPass = 0, NoFence, false
 }
 
@@ -62,6 +62,12 @@ func TestDecide(t *testing.T) {
 		{"R3 the commit waits for a standby", orphan(deleted, exists, func(s *Situation) { s.Visible = false }), OutcomeDeferred, HeldByCommit},
 		{"R3 at once", orphan(deleted), OutcomeRemoved, ""},
 		{"R3 what came later is gated", orphan(deleted, func(s *Situation) { s.Fresh = false }), OutcomeDeferred, HeldByGrace},
+		{"R3 a late first look waits for what runs", orphan(deleted, func(s *Situation) { s.Prompt = false }), OutcomeDeferred, HeldByTransactions},
+		{"R3 a late first look, transactions are open", orphan(deleted, func(s *Situation) { s.Prompt, s.Fence = false, FenceOpen }), OutcomeDeferred, HeldByTransactions},
+		{"R3 a late first look, nothing runs", orphan(deleted, func(s *Situation) { s.Prompt, s.Fence = false, FencePassed }), OutcomeRemoved, ""},
+		{"R3 a deletion does not wait for replication", orphan(deleted, func(s *Situation) {
+			s.Fresh, s.Age, s.Fence, s.Behind = false, time.Minute, FencePassed, true
+		}), OutcomeRemoved, ""},
 		{"R3 what came later passes the guard", orphan(deleted, func(s *Situation) {
 			s.Fresh, s.Age, s.Fence, s.Guard = false, time.Minute, FencePassed, "tripped"
 		}), OutcomeRemoved, ""},
@@ -73,10 +79,14 @@ func TestDecide(t *testing.T) {
 		{"R4 open transactions", orphan(func(s *Situation) { s.Fence = FenceOpen }), OutcomeDeferred, HeldByTransactions},
 		{"R4 open for too long", orphan(func(s *Situation) { s.Fence, s.Age = FenceOpen, time.Hour }), OutcomeRemoved, ""},
 		{"R4 no limit", orphan(func(s *Situation) { s.Fence, s.Age, s.Policy.InflightLimit = FenceOpen, time.Hour, 0 }), OutcomeDeferred, HeldByTransactions},
-		{"R4 replication behind", orphan(func(s *Situation) { s.Fence, s.Age = FenceBehind, time.Hour }), OutcomeDeferred, HeldByReplication},
+		{"R4 replication behind", orphan(func(s *Situation) { s.Behind, s.Age = true, time.Hour }), OutcomeDeferred, HeldByReplication},
 		{"R5 guard", orphan(func(s *Situation) { s.Guard = "tripped" }), OutcomeGuarded, HeldByGuard},
 		{"R5 accepted", orphan(func(s *Situation) { s.Guard, s.Accepted = "tripped", true }), OutcomeRemoved, ""},
 		{"R5 never stops deleted", orphan(deleted, func(s *Situation) { s.Guard = "tripped" }), OutcomeRemoved, ""},
+		{"R5 another database: no memory counts", orphan(func(s *Situation) {
+			s.Guard, s.GuardAll, s.Remembered, s.Found.Deleted = "tripped", true, true, true
+		}), OutcomeGuarded, HeldByGuard},
+		{"R5 another database: its deletes count", orphan(deleted, func(s *Situation) { s.Guard, s.GuardAll = "tripped", true }), OutcomeRemoved, ""},
 		{"R5 not judged yet", orphan(func(s *Situation) { s.FirstPass = false }), OutcomeDeferred, HeldByFirstPass},
 		{"R6 no binding can hold the id", orphan(func(s *Situation) { s.Row = RowState{} }), OutcomeKept, ""},
 		{"R6 another name", orphan(bindings(named), name("mail")), OutcomeKept, ""},
@@ -126,8 +136,10 @@ func TestDecideNeverBreaksARule(t *testing.T) {
 			Visible: rapid.Bool().Draw(t, "visible"), Fresh: rapid.Bool().Draw(t, "fresh"),
 			Remembered: rapid.Bool().Draw(t, "remembered"),
 			Age:        time.Duration(rapid.Int64Range(0, int64(time.Hour)).Draw(t, "age")),
-			Fence:      FenceState(rapid.Uint8Range(0, 3).Draw(t, "fence")),
-			FirstPass:  rapid.Bool().Draw(t, "pass"), Foreign: rapid.Bool().Draw(t, "foreign"),
+			Fence:      FenceState(rapid.Uint8Range(0, 2).Draw(t, "fence")),
+			Prompt:     rapid.Bool().Draw(t, "prompt"), Behind: rapid.Bool().Draw(t, "behind"),
+			GuardAll:  rapid.Bool().Draw(t, "all"),
+			FirstPass: rapid.Bool().Draw(t, "pass"), Foreign: rapid.Bool().Draw(t, "foreign"),
 			Accepted: rapid.Bool().Draw(t, "accepted"),
 			Guard:    rapid.SampledFrom([]string{"", "tripped"}).Draw(t, "guard"),
 		}
@@ -148,15 +160,20 @@ func TestDecideNeverBreaksARule(t *testing.T) {
 			return
 		}
 		strong := len(s.Deletions) > 0 || s.Remembered
+		prompt := s.Fresh && s.Prompt
 		switch {
 		case s.Row.Exists:
 			t.Fatal("R1: removes of a living row")
 		case s.Policy.Remove == RemoveNone || (s.Policy.Remove == RemoveDeleted && !strong):
 			t.Fatal("policy.remove")
-		case !s.Fresh && (s.Age < s.Policy.Grace || s.Fence == NoFence || s.Fence == FenceBehind):
+		case !prompt && (s.Fence == NoFence || (!s.Fresh && s.Age < s.Policy.Grace)):
 			t.Fatal("R4: too early")
-		case !s.Fresh && s.Fence == FenceOpen && s.Age < s.Policy.InflightLimit:
+		case !strong && s.Behind:
+			t.Fatal("R4: replication is behind")
+		case !prompt && s.Fence == FenceOpen && s.Age < s.Policy.InflightLimit:
 			t.Fatal("R4: transactions are open")
+		case len(s.Deletions) == 0 && s.Guard != "" && s.GuardAll && !s.Accepted:
+			t.Fatal("R5: another database")
 		case !strong && !s.Accepted && (s.Guard != "" || !s.FirstPass):
 			t.Fatal("R5: past the guard")
 		case !strong && s.Row.Candidates == 0:

@@ -88,14 +88,18 @@ func New(o Options) (*Reconciler, error) {
 }
 
 // BeginTerm forgets what only holds within one term: weak evidence waits for a
-// pass of the new one.
-func (r *Reconciler) BeginTerm() { r.firstPass.Store(false) }
+// pass of the new one, and rows are read on new connections.
+func (r *Reconciler) BeginTerm() {
+	r.firstPass.Store(false)
+	r.Rows.Reset()
+}
 
 // look is what one batch knows of one work.
 type look struct {
 	found Found
 	row   RowState
-	sees  bool
+	// sees: every deletion is visible to the rows; prompt: all are within the grace.
+	sees, prompt bool
 }
 
 // Reconcile judges a batch and acts on it; one Verdict each, in order. An error
@@ -190,19 +194,40 @@ func (r *Reconciler) judge(ctx context.Context, term Term, works []*Work, verdic
 	var unfenced []*Work
 	for i, w := range works {
 		d := decisions[i]
-		verdicts[i].Decision = d
 		switch {
-		case d.Outcome == OutcomeRemoved:
+		case d.Outcome == OutcomeRemoved: // a verdict only once it is carried out
 			removals = append(removals, Removal{Subject: w.Subject, Artifacts: d.Remove, Record: r.record(w, d, spans[i], r.Now())})
 			of = append(of, i)
+			continue
 		case d.Outcome == OutcomeDeferred && w.Fence == nil:
 			unfenced = append(unfenced, w)
 		}
+		verdicts[i].Decision = d
 	}
-	if err := r.fence(ctx, unfenced); err != nil {
-		return err
+	return errors.Join(
+		r.remove(ctx, term, decisions, verdicts, removals, of, spans),
+		r.revive(ctx, works, looks),
+		r.fence(ctx, unfenced), // without one, the next look takes it
+	)
+}
+
+// revive forgets the deletions of rows that exist again.
+func (r *Reconciler) revive(ctx context.Context, works []*Work, looks []look) error {
+	var revived []Subject
+	for i, w := range works {
+		l := &looks[i]
+		if !l.row.Exists || !l.sees {
+			continue
+		}
+		r.Memory.Forget(w.Subject)
+		if l.found.Deleted || !l.found.HoldUntil.IsZero() {
+			revived = append(revived, w.Subject)
+		}
 	}
-	return r.remove(ctx, term, verdicts, removals, of, spans)
+	if len(revived) == 0 {
+		return nil
+	}
+	return r.Artifacts.Revive(ctx, revived)
 }
 
 // look reads the artifacts of the batch, then the rows of those that have any.
@@ -238,9 +263,10 @@ func (r *Reconciler) look(ctx context.Context, works []*Work, spans []*workSpan)
 	r.telemetry.step(ctx, spans, stepRows, began, r.Now())
 	for j, i := range of {
 		looks[i].row = answer.States[j]
-		looks[i].sees = true
+		looks[i].sees, looks[i].prompt = true, len(works[i].Deletions) > 0
 		for _, d := range works[i].Deletions {
 			looks[i].sees = looks[i].sees && answer.Snapshot.Sees(d.Commit.XID)
+			looks[i].prompt = looks[i].prompt && answer.Snapshot.At.Sub(d.Commit.Time) < r.Policy.Grace
 		}
 		r.noteForeign(found[i])
 	}
@@ -248,26 +274,25 @@ func (r *Reconciler) look(ctx context.Context, works []*Work, spans []*workSpan)
 }
 
 func (r *Reconciler) situation(term Term, w *Work, l *look, now time.Time) Situation {
-	guard := ""
+	guard, guardAll := "", false
 	if t := r.Guard.Tripped(); t != nil {
-		guard = t.Reason
+		guard, guardAll = t.Reason, t.All
 	}
 	return Situation{
 		Bindings: r.Bindings, Policy: r.Policy, Subject: w.Subject, Row: l.row, Found: l.found,
 		Deletions: w.Deletions, Visible: l.sees, Fresh: len(w.Deletions) > 0 && !w.changed,
+		Prompt:     l.prompt && !l.found.Deleted,
 		Remembered: r.Memory.Has(w.Subject),
 		Attempts:   w.Attempts,
-		Age:        now.Sub(w.since), Fence: fenceState(w.Fence, term),
-		FirstPass: r.firstPass.Load(), Foreign: r.foreign.Load(), Guard: guard, Accepted: w.Accepted,
+		Age:        now.Sub(w.since), Fence: fenceState(w.Fence), Behind: w.Fence != nil && term.Position() < w.Fence.At(),
+		FirstPass: r.firstPass.Load(), Foreign: r.foreign.Load(), Guard: guard, GuardAll: guardAll, Accepted: w.Accepted,
 	}
 }
 
-func fenceState(f *Fence, term Term) FenceState {
+func fenceState(f *Fence) FenceState {
 	switch {
 	case f == nil:
 		return NoFence
-	case term.Position() < f.At():
-		return FenceBehind // first: unlike open transactions, it holds without limit
 	case !f.Ended():
 		return FenceOpen
 	}
@@ -290,14 +315,9 @@ func (r *Reconciler) fence(ctx context.Context, works []*Work) error {
 	return nil
 }
 
-func (r *Reconciler) remove(ctx context.Context, term Term, verdicts []Verdict, removals []Removal, of []int, spans []*workSpan) error {
+func (r *Reconciler) remove(ctx context.Context, term Term, decisions []Decision, verdicts []Verdict, removals []Removal, of []int, spans []*workSpan) error {
 	if len(removals) == 0 {
 		return nil
-	}
-	// What was decided and could not be carried out is not decided.
-	decided := make([]Decision, len(of))
-	for j, i := range of {
-		decided[j], verdicts[i] = verdicts[i].Decision, Verdict{}
 	}
 	began := r.Now()
 	results, err := r.Artifacts.Remove(ctx, term.Epoch, removals)
@@ -310,7 +330,7 @@ func (r *Reconciler) remove(ctx context.Context, term Term, verdicts []Verdict, 
 	}
 	r.telemetry.step(ctx, removed, stepRemove, began, r.Now())
 	for j, i := range of {
-		d, res := decided[j], results[j]
+		d, res := decisions[i], results[j]
 		v := Verdict{Decision: d, Removed: res.Count}
 		switch res.Status {
 		case Removed:

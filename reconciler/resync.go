@@ -46,7 +46,7 @@ const (
 
 const (
 	// chunk is how many scanned ids are held at once.
-	chunk = 250_000
+	chunk = 500_000
 	// maxSuspects bounds what one pass submits; what is over it, the next one does.
 	maxSuspects = 100_000
 	// lookBatch is how many are looked at in one round trip.
@@ -106,7 +106,6 @@ func (r *Reconciler) Resync(ctx context.Context, term Term, reason string, obser
 	if err != nil {
 		return false, fmt.Errorf("resync (%s): %w", reason, err)
 	}
-	r.firstPass.Store(true)
 	return more, nil
 }
 
@@ -135,6 +134,7 @@ func (r *Reconciler) compareAll(ctx context.Context, term Term, observe bool, su
 	}
 	tripped := r.Guard.Tripped() != nil
 	ok, accepted := r.Guard.JudgePass(t.Tally)
+	r.firstPass.Store(true) // before anything is submitted: that waits for it
 	if !ok {
 		if !tripped {
 			r.logTrip(ctx)

@@ -100,12 +100,15 @@ type RemoveResult struct {
 	Count map[ArtifactKind]int
 }
 
-// Artifacts is Redis as the reconciler needs it. Both methods answer in the
-// order of what they were asked, and fail as a whole.
+// Artifacts is Redis as the reconciler needs it. Its methods answer in the order
+// of what they were asked, and fail as a whole.
 type Artifacts interface {
 	Look(ctx context.Context, looks []Look) ([]Found, error)
 	// Remove refuses with Stale where epoch is not the newest leader's.
 	Remove(ctx context.Context, epoch uint64, removals []Removal) ([]RemoveResult, error)
+	// Revive tells of subjects whose row exists though a record says that it was
+	// deleted, or holds it: the deletion is no evidence any more, the hold is over.
+	Revive(ctx context.Context, subjects []Subject) error
 }
 
 // RowState is what the database says of a subject's row.
@@ -135,6 +138,8 @@ type Rows interface {
 	Running(ctx context.Context) (Running, error)
 	// EmptyTables are the bindings whose table has no row.
 	EmptyTables(ctx context.Context) (BindingSet, error)
+	// Reset forgets all connections: the server may be another one now.
+	Reset()
 }
 
 // Hinted is an error that an operator has to mend, with how.

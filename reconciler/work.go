@@ -27,6 +27,9 @@ type Work struct {
 	// looked: there was a look since the newest deletion, and changed: a later
 	// one found other artifacts than that one.
 	looked, changed bool
+	// touched: an event of its keys has come since the last look, so that they were
+	// written again, though maybe to the same value.
+	touched bool
 	// since is when the artifacts, whose digest is kept, were first seen as they are.
 	since  time.Time
 	digest uint64
@@ -37,14 +40,20 @@ type Work struct {
 // Renew makes the next look the first one: a newer deletion was seen.
 func (w *Work) Renew() { w.looked, w.changed = false, false }
 
+// Touch says that an event of its keys has come.
+func (w *Work) Touch() { w.touched = true }
+
+// Touched tells whether one has come since the last look.
+func (w *Work) Touched() bool { return w.touched }
+
 // notice takes in what a look found. What is not as it was at the last look is
 // as if seen just now: R3 no longer holds for it, and R4 begins anew.
 func (w *Work) notice(digest uint64, now time.Time) {
-	if w.since.IsZero() || digest != w.digest {
+	if w.since.IsZero() || digest != w.digest || (w.touched && w.looked) {
 		w.changed = w.looked
 		w.since, w.digest, w.Fence = now, digest, nil
 	}
-	w.looked = true
+	w.looked, w.touched = true, false
 }
 
 // Verdict is how the reconciliation of a Work ended.

@@ -66,6 +66,7 @@ type Controller struct {
 	state     state
 	telemetry *telemetry
 	started   bool
+	observed  bool // ObserveFirst has been done
 }
 
 // New is a Controller.
@@ -80,7 +81,11 @@ func New(o Options) (*Controller, error) {
 	return c, nil
 }
 
-const batchLimit = 1000
+const (
+	batchLimit = 1000
+	// lasting is how long a term takes that is not one of a series of failures.
+	lasting = 10 * time.Second
+)
 
 // Run leads, stands by and leads again until ctx ends. It fails where waiting
 // does not help: at the first start with what an operator must mend, later only
@@ -96,8 +101,11 @@ func (c *Controller) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		session, err := c.Leadership.Acquire(ctx, c.standby)
 		if err == nil {
+			began := time.Now()
 			err = c.term(ctx, session)
-			wait.succeeded()
+			if time.Since(began) > lasting {
+				wait.succeeded()
+			}
 		}
 		if ctx.Err() != nil {
 			return nil //nolint:nilerr // asked to stop, and stopped

@@ -72,7 +72,7 @@ func (q *Queue) Offer(e Event) bool {
 	entry, known := q.entries[e.Subject]
 	if known && entry.state == stateRunning {
 		if entry.next == nil {
-			if q.full(e.Deletion != nil) {
+			if q.full(e) {
 				return false
 			}
 			entry.next = newEntry(e)
@@ -82,7 +82,7 @@ func (q *Queue) Offer(e Event) bool {
 		return true
 	}
 	if !known {
-		if q.full(e.Deletion != nil) {
+		if q.full(e) {
 			return false
 		}
 		entry = newEntry(e)
@@ -104,11 +104,14 @@ func (q *Queue) Offer(e Event) bool {
 	return true
 }
 
-func (q *Queue) full(strong bool) bool {
-	if q.size[b2i(strong)] < q.limit {
+// full tells whether there is no room for one more. There always is for a canary:
+// it is one of each source, and must not wait behind what others put here.
+func (q *Queue) full(e Event) bool {
+	c := b2i(e.Deletion != nil)
+	if q.size[c] < q.limit || e.Subject.Kind == reconciler.Canary {
 		return false
 	}
-	q.refused[b2i(strong)] = true
+	q.refused[c] = true
 	return true
 }
 
@@ -138,6 +141,9 @@ func (q *Queue) merge(entry *Entry, e Event) {
 		w.Spelling = e.Spelling
 	}
 	w.Accepted = w.Accepted || e.Accepted
+	if e.Trigger == reconciler.ByEvent {
+		w.Touch()
+	}
 	if e.Deletion == nil {
 		if e.Done != nil {
 			entry.dones = append(entry.dones, e.Done)
@@ -277,6 +283,9 @@ func (q *Queue) absorb(entry, next *Entry) {
 		entry.Work.Spelling = next.Work.Spelling
 	}
 	entry.Work.Accepted = entry.Work.Accepted || next.Work.Accepted
+	if next.Work.Touched() {
+		entry.Work.Touch()
+	}
 }
 
 func (q *Queue) drop(entry *Entry) {

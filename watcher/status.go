@@ -4,8 +4,6 @@ import (
 	"maps"
 	"sync"
 	"time"
-
-	"github.com/orphanwatch/orphanwatch/reconciler"
 )
 
 // Status is what the daemon tells of itself.
@@ -54,14 +52,12 @@ type state struct {
 	subscribed bool
 	fails      string
 	ended      string
-	terms      int
 }
 
 func (s *state) lead(q *Queue, epoch uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.role, s.epoch, s.queue, s.holder, s.since, s.fails = RoleLeader, epoch, q, "", time.Now(), ""
-	s.terms++
 }
 
 // standby tells whether that is new.
@@ -95,12 +91,6 @@ func (s *state) subscribe() {
 	s.subscribed = true
 }
 
-func (s *state) firstTerm() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.terms == 1
-}
-
 func (s *state) report(source string, h Health) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -116,17 +106,13 @@ func (s *state) gap(source, reason string) {
 	s.gaps[source] = Gap{Count: s.gaps[source].Count + 1, Reason: reason, At: time.Now()}
 }
 
-func (s *state) failing(verdicts []reconciler.Verdict) {
-	why := ""
-	for _, v := range verdicts {
-		if v.Err != nil {
-			why = v.Err.Error()
-			break
-		}
-	}
+func (s *state) failing(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.fails = why
+	s.fails = ""
+	if err != nil {
+		s.fails = err.Error()
+	}
 }
 
 // Status is the state now.

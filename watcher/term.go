@@ -86,10 +86,19 @@ func (t *term) reconcile(ctx context.Context, batch []*Entry) error {
 	if err != nil {
 		return fmt.Errorf("reconcile: %w", err)
 	}
-	t.c.state.failing(verdicts)
-	if failed := verdicts[0].Err; failed != nil && ctx.Err() == nil {
+	t.c.state.failing(firstError(verdicts))
+	if failed := firstError(verdicts); failed != nil && ctx.Err() == nil {
 		t.c.telemetry.logFailure(ctx, t.c.Log, failed)
 		pause(ctx, 100*time.Millisecond) // a store is away: no need to spin through the queue
+	}
+	return nil
+}
+
+func firstError(verdicts []reconciler.Verdict) error {
+	for _, v := range verdicts {
+		if v.Err != nil {
+			return v.Err
+		}
 	}
 	return nil
 }
@@ -124,14 +133,14 @@ func (t *term) resyncLoop(ctx context.Context, subscribed <-chan struct{}) error
 		return nil
 	case <-subscribed:
 	}
-	reason, observe := "start", t.c.ObserveFirst && t.c.state.firstTerm()
+	reason := "start"
 	every := time.NewTicker(t.c.ResyncInterval)
 	defer every.Stop()
 	var wait retry
 	for {
 		reason = t.coalesce(reason)
 		t.c.telemetry.resync(reason)
-		more, err := t.c.Judge.Resync(ctx, t.term, reason, observe, t.submit)
+		more, err := t.c.Judge.Resync(ctx, t.term, reason, t.c.ObserveFirst && !t.c.observed, t.submit)
 		switch {
 		case ctx.Err() != nil:
 			return nil
@@ -150,7 +159,7 @@ func (t *term) resyncLoop(ctx context.Context, subscribed <-chan struct{}) error
 			continue
 		}
 		wait.succeeded()
-		observe = false
+		t.c.observed = true
 		select {
 		case <-ctx.Done():
 			return nil

@@ -31,7 +31,7 @@ const (
 	queueLimit    = 25_000
 	memoryLimit   = 8 * queueLimit
 	workers       = 2
-	drainTimeout  = 8 * time.Second
+	drainTimeout  = 4 * time.Second
 	rowLookConns  = 4
 	redisPoolSize = 8
 )

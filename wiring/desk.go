@@ -46,6 +46,8 @@ type Desk struct {
 	epoch  uint64
 	saved  []byte
 	paused bool
+	// unsaved: the guard's newest state could not be kept.
+	unsaved bool
 }
 
 // ClaimEpoch makes this copy the newest leader, with the guard as the one before
@@ -65,7 +67,7 @@ func (d *Desk) ClaimEpoch(ctx context.Context) (uint64, error) {
 		return 0, fmt.Errorf("load the guard: %w", err)
 	}
 	// A trip that could not be kept yet (Redis was away) must not be forgotten.
-	if len(kept) > 0 || d.Reconciler.Guard.Tripped() == nil {
+	if len(kept) > 0 || !d.unsaved {
 		var trip *reconciler.Trip
 		if len(kept) > 0 {
 			if err := json.Unmarshal(kept, &trip); err != nil {
@@ -82,7 +84,7 @@ func (d *Desk) ClaimEpoch(ctx context.Context) (uint64, error) {
 	return d.epoch, nil
 }
 
-// Orders carries out accept and re-arm, and keeps the guard's state. A pause needs
+// Orders carries out accept and the wish for a pass, and keeps the guard's state. A pause needs
 // no carrying out: every removal script reads it.
 func (d *Desk) Orders(ctx context.Context) (resync string, err error) {
 	d.mu.Lock()
@@ -95,19 +97,9 @@ func (d *Desk) Orders(ctx context.Context) (resync string, err error) {
 		d.paused = state.Paused
 		d.Log.WarnContext(ctx, "removals are paused or go on, by an operator", "paused", state.Paused, "by", state.PausedBy)
 	}
-	rearm, accept := state.Rearm, state.Accept
-	if rearm != "" {
-		rearm, err = d.Store.TakeRearm(ctx)
-	}
-	if accept != "" && err == nil {
-		accept, err = d.Store.TakeAccept(ctx)
-	}
-	if err != nil {
-		return "", fmt.Errorf("take orders: %w", err)
-	}
 	guard := d.Reconciler.Guard
 	switch {
-	case accept != "":
+	case state.Accept != "":
 		if trip := guard.Tripped(); trip != nil {
 			identity, err := d.Tables.Identity(ctx)
 			if err == nil {
@@ -120,12 +112,18 @@ func (d *Desk) Orders(ctx context.Context) (resync string, err error) {
 			d.Log.WarnContext(ctx, "an operator accepts what the guard holds", "reason", trip.Reason, "orphans", trip.Orphans)
 			resync = "asked for"
 		}
-	case rearm != "":
-		if trip := guard.Tripped(); trip != nil {
-			guard.Rearm()
-			d.Log.InfoContext(ctx, "an operator re-arms the guard: the next pass judges anew", "reason", trip.Reason)
-		}
+	case state.Resync != "":
 		resync = "asked for"
+	}
+	// Taken only now: an order that could not be carried out is there the next time.
+	if state.Resync != "" {
+		_, err = d.Store.TakeResync(ctx)
+	}
+	if state.Accept != "" && err == nil {
+		_, err = d.Store.TakeAccept(ctx)
+	}
+	if err != nil {
+		return "", fmt.Errorf("take orders: %w", err)
 	}
 	tripped, err := d.keepGuard(ctx)
 	if tripped && resync == "" {
@@ -147,10 +145,12 @@ func (d *Desk) keepGuard(ctx context.Context) (tripped bool, err error) {
 	if string(state) == string(d.saved) {
 		return false, nil
 	}
+	d.unsaved = true
 	if err := d.Store.SaveGuard(ctx, state); err != nil {
 		return false, fmt.Errorf("keep the guard: %w", err)
 	}
-	tripped = len(d.saved) == 0
+	tripped = len(d.saved) == 0 && len(state) > 0
+	d.unsaved = false
 	d.saved = state
 	return tripped, nil
 }
@@ -170,8 +170,10 @@ func (d *Desk) Status(s watcher.Status) DaemonStatus {
 		Status: s, Instance: d.Instance, Version: d.Version, At: time.Now(),
 		Guard: d.Reconciler.Guard.Tripped(), Pass: d.Reconciler.Progress(), Held: map[string]int64{},
 	}
-	for _, t := range d.Reconciler.Waiting() {
-		out.Transactions = append(out.Transactions, t.String())
+	if s.Queue.Waiting[reconciler.HeldByTransactions] > 0 {
+		for _, t := range d.Reconciler.Waiting() {
+			out.Transactions = append(out.Transactions, t.String())
+		}
 	}
 	for k, n := range d.Reconciler.OrphanCounts() {
 		if n > 0 {

@@ -83,17 +83,10 @@ type (
 	ControlState = celery.State
 )
 
-// Accept lets through, once, what the guard holds, and ends a pause. Ending a
-// pause also asks for the guard to be armed again, which would undo the
-// acceptance: that order is taken back. A daemon that meets both in between takes
-// the acceptance.
+// Accept lets through, once, what the guard holds, and ends a pause.
 func (s *Stores) Accept(ctx context.Context, paused bool) error {
 	if err := s.Celery.AcceptAbsent(ctx); err != nil || !paused {
 		return err
 	}
-	if err := s.Celery.Resume(ctx); err != nil {
-		return err
-	}
-	_, err := s.Celery.TakeRearm(ctx)
-	return err
+	return s.Celery.Resume(ctx)
 }

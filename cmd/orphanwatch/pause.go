@@ -123,8 +123,7 @@ func (c *cli) resumeCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "resume",
 		Short: "Let removals go on; --accept-absent lets the guard's report through",
-		Long: `End a pause, and arm the guard again: the next pass judges anew, and trips it again
-if the reason still holds.
+		Long: `End a pause, and make a pass. A guard that has tripped stays so.
 
 --accept-absent lets what the guard reported through, once: the next pass removes
 the tasks that have no row, provided that there are not many more of them by then.
@@ -187,7 +186,7 @@ func (c *cli) tellResume(was wiring.ControlState, trip *reconciler.Trip, accept 
 		if accept {
 			c.progress("accepted: the next pass removes them, after policy.grace, unless they are many more by then")
 		} else {
-			c.progress("the guard is armed again: the next pass judges anew, and trips it again if the reason still holds")
+			c.progress("  a pass is made, so that the report is of now; the guard stays tripped")
 			c.progress("  to remove them: orphanwatch resume --accept-absent")
 		}
 	case accept:

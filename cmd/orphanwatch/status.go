@@ -272,8 +272,8 @@ func (c *cli) statusOrders(l *statusLines, r *wiring.Report) {
 	}
 	l.add("Guard", "%s since %s: %s", c.bad("tripped"), clock(g.Since), g.Reason)
 	l.add("", "%d of %d tasks look orphaned; none of them is removed, what is seen to be deleted is", g.Orphans, g.Seen)
-	l.add("", "if the rows are really gone: orphanwatch resume --accept-absent")
-	l.add("", "if it was a mistake, once mended: orphanwatch resume")
+	l.add("", "if it was a mistake, mend it, then look again: orphanwatch resume makes a pass")
+	l.add("", "if what it then reports may go: orphanwatch resume --accept-absent")
 }
 
 func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }

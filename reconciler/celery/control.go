@@ -16,7 +16,7 @@ const (
 	fieldPaused   = "paused"
 	fieldPausedBy = "paused_by"
 	fieldAccept   = "accept"
-	fieldRearm    = "rearm"
+	fieldResync   = "resync"
 	fieldIdentity = "identity"
 	fieldGuard    = "guard"
 )
@@ -29,9 +29,9 @@ type State struct {
 	// PausedSince and PausedBy tell when removals were paused, and who did it.
 	PausedSince time.Time `json:"paused_since,omitzero"`
 	PausedBy    string    `json:"paused_by,omitempty"`
-	// Accept and Rearm are tokens that wait for the daemon, "" for none.
+	// Accept and Resync are tokens that wait for the daemon, "" for none.
 	Accept string `json:"accept,omitempty"`
-	Rearm  string `json:"rearm,omitempty"`
+	Resync string `json:"resync,omitempty"`
 	// Identity is the database that was recorded at first start.
 	Identity string `json:"identity,omitempty"`
 	// Guard is what SaveGuard stored.
@@ -75,11 +75,11 @@ func (s *Store) Pause(ctx context.Context, by string) error {
 	return failed("pause", err)
 }
 
-// Resume lets removals go on, and asks the daemon to arm its guard again.
+// Resume lets removals go on, and asks the daemon for a pass.
 func (s *Store) Resume(ctx context.Context) error {
 	_, err := s.client.TxPipelined(ctx, func(p redis.Pipeliner) error {
 		p.HDel(ctx, controlKey, fieldPaused, fieldPausedBy)
-		p.HSet(ctx, controlKey, fieldRearm, rand.Text())
+		p.HSet(ctx, controlKey, fieldResync, rand.Text())
 		return nil
 	})
 	return failed("resume", err)
@@ -93,8 +93,8 @@ func (s *Store) AcceptAbsent(ctx context.Context) error {
 // TakeAccept is the token of AcceptAbsent, which is then used up; "" for none.
 func (s *Store) TakeAccept(ctx context.Context) (string, error) { return s.take(ctx, fieldAccept) }
 
-// TakeRearm is the token of Resume, which is then used up; "" for none.
-func (s *Store) TakeRearm(ctx context.Context) (string, error) { return s.take(ctx, fieldRearm) }
+// TakeResync is the token of Resume, which is then used up; "" for none.
+func (s *Store) TakeResync(ctx context.Context) (string, error) { return s.take(ctx, fieldResync) }
 
 func (s *Store) take(ctx context.Context, field string) (string, error) {
 	reply, err := takeScript.one(ctx, s.client, []string{controlKey}, field)
@@ -141,7 +141,7 @@ func (s *Store) State(ctx context.Context) (State, error) {
 		return State{}, failed("read state", err)
 	}
 	state := State{
-		PausedBy: fields[fieldPausedBy], Accept: fields[fieldAccept], Rearm: fields[fieldRearm],
+		PausedBy: fields[fieldPausedBy], Accept: fields[fieldAccept], Resync: fields[fieldResync],
 		Identity: fields[fieldIdentity],
 	}
 	if guard := fields[fieldGuard]; guard != "" {

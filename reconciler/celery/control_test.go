@@ -31,7 +31,7 @@ func TestControl(t *testing.T) {
 	l.ok(l.AcceptAbsent(ctx))
 	state, err = l.State(ctx)
 	l.ok(err)
-	if state.Paused || state.PausedBy != "" || state.Accept == "" || state.Rearm == "" {
+	if state.Paused || state.PausedBy != "" || state.Accept == "" || state.Resync == "" {
 		t.Errorf("%+v", state)
 	}
 	var wg sync.WaitGroup
@@ -51,7 +51,7 @@ func TestControl(t *testing.T) {
 	if len(taken) != 1 || <-taken != state.Accept {
 		t.Errorf("the token was taken %d times", len(taken))
 	}
-	if token, err := l.TakeRearm(ctx); err != nil || token != state.Rearm {
+	if token, err := l.TakeResync(ctx); err != nil || token != state.Resync {
 		t.Errorf("%q, %v", token, err)
 	}
 

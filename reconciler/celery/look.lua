@@ -8,7 +8,8 @@
 -- Returns {next, index, a, b, c, index, a, b, c, …}, index from 1 into KEYS:
 --   next      the first key that was not looked at, or #KEYS + 1
 --   a, b, c   of an artifact its stamp (stamp.lua): length, head, tail;
---             of a record: 0, evidence, hold_until ('' for none)
+--             of a record: 0, evidence ('revived' where its row has been seen
+--             to exist since), hold_until ('' for none)
 local kinds, budget = ARGV[1], tonumber(ARGV[2])
 local out = { #KEYS + 1 }
 local missing = call('EXISTS', unpack(KEYS)) -- how many are still to be met
@@ -24,9 +25,9 @@ for i = 1, #KEYS do
   local kind = string.sub(kinds, i, i)
   local a, b, c
   if kind == 'r' then
-    local record = call('HMGET', KEYS[i], 'evidence', 'hold_until')
+    local record = call('HMGET', KEYS[i], 'evidence', 'hold_until', 'revived_at')
     if record[1] then
-      a, b, c = 0, record[1], record[2] or ''
+      a, b, c = 0, record[3] and 'revived' or record[1], record[2] or ''
       missing = missing - 1
     end
   else

@@ -51,6 +51,16 @@ func (s *Store) Remove(ctx context.Context, epoch uint64, removals []reconciler.
 	return results, nil
 }
 
+// Revive tells of subjects whose row exists (see revive.lua).
+func (s *Store) Revive(ctx context.Context, subjects []reconciler.Subject) error {
+	calls := make([]call, len(subjects))
+	for i, subject := range subjects {
+		calls[i] = call{[]string{recordPrefix + s.Keys.recordID(subject)}, []any{time.Now().UnixMilli()}}
+	}
+	_, err := reviveScript.run(ctx, s.client, calls)
+	return failed("revive", err)
+}
+
 // remember is how long a record lasts: the place of a quarantined value is in it.
 func (s *Store) remember() time.Duration { return max(s.options.Remember, s.options.Quarantine) }
 

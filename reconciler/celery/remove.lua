@@ -24,7 +24,7 @@
 --
 -- The record is a hash. Written once: evidence (which later becomes 'deleted' if
 -- a later removal was on that), removed_at (ms) and the fields of ARGV. Updated:
--- again_at (ms), results, companions (how many), and for each undo key a field
+-- again_at (ms), revived_at (gone: the row no longer exists), results, companions (how many), and for each undo key a field
 -- '@' .. key: when the original would have expired (ms, -1 never).
 -- It is written before the removal, so that a full memory stops both.
 local control = call('HMGET', KEYS[1], 'epoch', 'paused')
@@ -92,6 +92,9 @@ for kind, n in pairs(counts) do
 end
 if remember > 0 then
   call('HSET', KEYS[2], unpack(fields))
+  if known then
+    call('HDEL', KEYS[2], 'revived_at')
+  end
   call('PEXPIRE', KEYS[2], ARGV[3])
   call('ZADD', KEYS[3], text, ARGV[4])
 end

@@ -32,6 +32,9 @@ var trimSource string
 //go:embed claim.lua
 var claimSource string
 
+//go:embed revive.lua
+var reviveSource string
+
 //go:embed take.lua
 var takeSource string
 
@@ -42,6 +45,7 @@ var (
 	restoreScript = newScript(restoreSource)
 	trimScript    = newScript(trimSource)
 	claimScript   = newScript(claimSource)
+	reviveScript  = newScript(reviveSource)
 	takeScript    = newScript(takeSource)
 )
 

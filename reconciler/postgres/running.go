@@ -20,7 +20,8 @@ const (
 
 // virtualSQL lists every transaction that has a backend, those without an xid
 // too, as CREATE INDEX CONCURRENTLY does: each holds its own virtual transaction
-// id in ExclusiveLock. A datid or backend_type that the role may not see counts.
+// id in ExclusiveLock. A datid or backend_type that the role may not see counts; what
+// has no user (autovacuum) writes no row of ours, and shows so to every role.
 // Left out: this session and our own role's other lookups, which write nothing.
 const virtualSQL = `
 SELECT l.virtualtransaction, l.pid, a.xact_start, coalesce(a.application_name, '')
@@ -29,6 +30,7 @@ WHERE l.locktype = 'virtualxid' AND l.granted AND l.mode = 'ExclusiveLock'
 	AND l.pid <> pg_backend_pid()
 	AND (a.datid IS NULL OR a.datid = 0 OR a.datid = (SELECT oid FROM pg_database WHERE datname = current_database()))
 	AND coalesce(a.backend_type, '') NOT IN ('autovacuum worker', 'walsender')
+	AND NOT (a.pid IS NOT NULL AND a.usesysid IS NULL)
 	AND NOT (coalesce(a.application_name, '') = '` + Application + `' AND coalesce(a.usename = current_user, false))`
 
 const preparedSQL = `
@@ -38,7 +40,7 @@ FROM pg_prepared_xacts WHERE database = current_database()`
 // Running lists what is under way: first the position, then the transactions with
 // a backend, then the prepared ones, into which PREPARE may have turned some.
 func (s *Store) Running(ctx context.Context) (reconciler.Running, error) {
-	var running reconciler.Running
+	running := reconciler.Running{Asked: time.Now()}
 	b := &pgx.Batch{}
 	b.Queue("SELECT pg_current_wal_insert_lsn()::text").QueryRow(func(row pgx.Row) error {
 		var text string

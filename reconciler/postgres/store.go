@@ -26,7 +26,7 @@ type Options struct {
 	// URL of the primary, as libpq takes it.
 	URL      string
 	Bindings []reconciler.Binding
-	// StatementTimeout bounds each lookup, 0 for 30 s; LockTimeout the wait for a
+	// StatementTimeout bounds each lookup, 0 for 10 s; LockTimeout the wait for a
 	// lock, 0 for 5 s; CopyTimeout a pass over a whole table, 0 for 1 h.
 	StatementTimeout, LockTimeout, CopyTimeout time.Duration
 	// MaxConns is how many connections are open at once, 0 for 4.
@@ -53,6 +53,12 @@ func New(o Options) (*Store, error) {
 	if o.CopyTimeout == 0 {
 		o.CopyTimeout = time.Hour
 	}
+	if o.StatementTimeout == 0 {
+		o.StatementTimeout = 10 * time.Second
+	}
+	if o.LockTimeout == 0 {
+		o.LockTimeout = 5 * time.Second
+	}
 	if o.MaxConns == 0 {
 		o.MaxConns = 4
 	}
@@ -69,8 +75,8 @@ func New(o Options) (*Store, error) {
 		"client_encoding":               "UTF8",
 		"row_security":                  "off",
 		"default_transaction_isolation": "read committed",
-		"statement_timeout":             milliseconds(o.StatementTimeout, 30*time.Second),
-		"lock_timeout":                  milliseconds(o.LockTimeout, 5*time.Second),
+		"statement_timeout":             milliseconds(o.StatementTimeout),
+		"lock_timeout":                  milliseconds(o.LockTimeout),
 	} {
 		config.ConnConfig.RuntimeParams[name] = value
 	}
@@ -89,17 +95,19 @@ func (s *Store) with(ctx context.Context, f func(*pgx.Conn) error) error {
 	return s.pool.AcquireFunc(ctx, func(c *pgxpool.Conn) error { return f(c.Conn()) })
 }
 
-func milliseconds(d, otherwise time.Duration) string {
-	if d == 0 {
-		d = otherwise
-	}
-	return fmt.Sprint(d.Milliseconds())
-}
+// Reset forgets all connections: they may lead to a server that is no longer the
+// one behind the URL.
+func (s *Store) Reset() { s.pool.Reset() }
+
+// answerSlack is how much longer than a statement may take its answer may.
+const answerSlack = 2 * time.Second
+
+func milliseconds(d time.Duration) string { return fmt.Sprint(d.Milliseconds()) }
 
 // sessionSQL is the first statement of every batch: whether its session may be
 // believed, and its snapshot. Later statements see at least as much.
 const sessionSQL = `SELECT pg_is_in_recovery(), pg_current_snapshot()::text,
-	current_setting('transaction_isolation'), current_setting('row_security')`
+	current_setting('transaction_isolation'), current_setting('row_security'), clock_timestamp()`
 
 // ErrRecovery is a server that is not the primary: it may be behind.
 var ErrRecovery = errors.New("the server is in recovery, not the primary")
@@ -107,7 +115,8 @@ var ErrRecovery = errors.New("the server is in recovery, not the primary")
 func checkSession(row pgx.Row) (reconciler.Snapshot, error) {
 	var recovery bool
 	var snapshot, isolation, security string
-	if err := row.Scan(&recovery, &snapshot, &isolation, &security); err != nil {
+	var at time.Time
+	if err := row.Scan(&recovery, &snapshot, &isolation, &security, &at); err != nil {
 		return reconciler.Snapshot{}, err
 	}
 	switch {
@@ -116,7 +125,9 @@ func checkSession(row pgx.Row) (reconciler.Snapshot, error) {
 	case isolation != "read committed" || security != "off":
 		return reconciler.Snapshot{}, fmt.Errorf("the session has transaction_isolation=%s, row_security=%s: something between us and the server drops its settings", isolation, security)
 	}
-	return parseSnapshot(snapshot)
+	s, err := parseSnapshot(snapshot)
+	s.At = at
+	return s, err
 }
 
 // batch sends statements in one round trip, after sessionSQL. Their results are
@@ -128,6 +139,9 @@ func (s *Store) batch(ctx context.Context, b *pgx.Batch) (snapshot reconciler.Sn
 		return err
 	})
 	all.QueuedQueries = append(all.QueuedQueries, b.QueuedQueries...)
+	// The server's own timeout does not help where its answer does not arrive.
+	ctx, cancel := context.WithTimeout(ctx, s.options.StatementTimeout+answerSlack)
+	defer cancel()
 	err = s.with(ctx, func(conn *pgx.Conn) error { return conn.SendBatch(ctx, all).Close() })
 	return snapshot, err
 }
