@@ -60,9 +60,8 @@ type Situation struct {
 	// Fresh: the artifacts are as they were at the first look after the newest of
 	// Deletions was seen.
 	Fresh bool
-	// Prompt: the newest of Deletions was committed within the grace, and nothing
-	// of the row was removed before. Later, as with a backlog or a replay, the row
-	// may be on its way in again.
+	// Prompt: Deletions were committed just now, and nothing of the row was removed
+	// before. Later, as with a backlog or a replay, the row may be on its way in again.
 	Prompt bool
 	// Remembered: an earlier deletion of this row is known.
 	Remembered bool

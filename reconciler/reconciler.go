@@ -94,11 +94,14 @@ func (r *Reconciler) BeginTerm() {
 	r.Rows.Reset()
 }
 
+// promptWindow is how long after its commit a deletion is acted on at once.
+const promptWindow = time.Second
+
 // look is what one batch knows of one work.
 type look struct {
 	found Found
 	row   RowState
-	// sees: every deletion is visible to the rows; prompt: all are within the grace.
+	// sees: every deletion is visible to the rows; prompt: all were committed just now.
 	sees, prompt bool
 }
 
@@ -266,7 +269,7 @@ func (r *Reconciler) look(ctx context.Context, works []*Work, spans []*workSpan)
 		looks[i].sees, looks[i].prompt = true, len(works[i].Deletions) > 0
 		for _, d := range works[i].Deletions {
 			looks[i].sees = looks[i].sees && answer.Snapshot.Sees(d.Commit.XID)
-			looks[i].prompt = looks[i].prompt && answer.Snapshot.At.Sub(d.Commit.Time) < r.Policy.Grace
+			looks[i].prompt = looks[i].prompt && answer.Snapshot.At.Sub(d.Commit.Time) < min(promptWindow, r.Policy.Grace)
 		}
 		r.noteForeign(found[i])
 	}

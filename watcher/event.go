@@ -53,7 +53,8 @@ type Sink interface {
 type Health struct {
 	// Connected: events flow, as the last canary or answer has shown.
 	Connected bool `json:"connected"`
-	// Mode is which way of watching is in use, such as "keyspace events".
+	// Mode is which way of watching is in use, such as "keyspace events"; "" while
+	// there is no subscription.
 	Mode string `json:"mode,omitempty"`
 	// Err is why it is not connected.
 	Err string `json:"error,omitempty"`

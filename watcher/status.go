@@ -151,8 +151,8 @@ func (c *Controller) Ready() (ok bool, why string) {
 		return false, "not subscribed to Redis yet"
 	}
 	for source, h := range s.health {
-		if !h.Connected {
-			return false, source + " is not connected: " + h.Err
+		if h.Mode == "" { // what is only late or silent is for alerts
+			return false, source + " is not subscribed: " + h.Err
 		}
 	}
 	return true, "leader"

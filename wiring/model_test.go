@@ -34,8 +34,10 @@ type model struct {
 	// deleted: the log position after the commit of the delete, of rows whose
 	// result was there then; the position may be confirmed only once it is gone.
 	deleted map[string]string
-	open    []insertion
-	writes  int
+	// droppedAt is when the row was last deleted.
+	droppedAt map[string]time.Time
+	open      []insertion
+	writes    int
 }
 
 type insertion struct {
@@ -57,7 +59,7 @@ func TestModel(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		m := &model{
 			world: w, t: rt, rows: map[string]bool{}, must: map[string]bool{},
-			value: map[string]string{}, deleted: map[string]string{},
+			value: map[string]string{}, deleted: map[string]string{}, droppedAt: map[string]time.Time{},
 		}
 		m.start()
 		for range *modelSteps {
@@ -86,12 +88,12 @@ func (m *model) write(id string) {
 		return m.redis.Set(m.world.t.Context(), resultKey(id), v, time.Hour).Err()
 	})
 	m.value[id] = v
-	inserting := false
-	for _, i := range m.open {
-		inserting = inserting || i.id == id
-	}
-	m.must[id] = m.rows[id] || inserting
+	m.must[id] = m.rows[id] || m.inserting(id)
 	delete(m.deleted, id)
+}
+
+func (m *model) inserting(id string) bool {
+	return slices.ContainsFunc(m.open, func(i insertion) bool { return i.id == id })
 }
 
 func (m *model) pick(living bool) string {
@@ -123,6 +125,14 @@ func (m *model) exec(statements ...string) {
 	})
 }
 
+// exec1 is exec without a transaction.
+func (m *model) exec1(statement string) {
+	sandbox.AwaitTB(m.world.t, recovery, "a statement", func() error {
+		_, err := m.db.Exec(m.world.t.Context(), statement)
+		return err
+	})
+}
+
 func (m *model) lsn() (lsn string) {
 	sandbox.AwaitTB(m.world.t, recovery, "the log position", func() error {
 		return m.db.QueryRow(m.world.t.Context(), "SELECT pg_current_wal_insert_lsn()::text").Scan(&lsn)
@@ -134,6 +144,7 @@ func (m *model) lsn() (lsn string) {
 func (m *model) dropped(id string, seenInLog bool) {
 	had := m.must[id]
 	m.rows[id], m.must[id] = false, false
+	m.droppedAt[id] = time.Now()
 	if had && seenInLog {
 		m.deleted[id] = m.lsn()
 	}
@@ -144,6 +155,9 @@ func (m *model) step() {
 	steps := map[string]func(){
 		"insert": func() {
 			id := m.pick(false)
+			if m.inserting(id) {
+				return // it would wait for that one
+			}
 			m.exec(fmt.Sprintf("INSERT INTO scan_tasks (id) VALUES ('%s') ON CONFLICT DO NOTHING", id))
 			m.rows[id] = true
 			delete(m.deleted, id)
@@ -164,6 +178,30 @@ func (m *model) step() {
 			require.NoError(m.t, err)
 			m.open = append(m.open, insertion{tx, closeIt, id})
 			m.write(id)
+		},
+		"begin to insert a deleted row again, write": func() {
+			if len(m.open) > 3 {
+				return
+			}
+			id := m.pick(false)
+			if m.inserting(id) {
+				return
+			}
+			// R3: what is there at a prompt first look goes at once.
+			waitFor(m.world.t, time.Until(m.droppedAt[id].Add(grace+100*time.Millisecond)))
+			tx, closeIt := m.begin()
+			_, err := tx.Exec(ctx, "INSERT INTO scan_tasks (id) VALUES ($1) ON CONFLICT DO NOTHING", id)
+			require.NoError(m.t, err)
+			m.open = append(m.open, insertion{tx, closeIt, id})
+			m.write(id)
+		},
+		"write the same again": func() {
+			id := m.pick(true)
+			if v, ok := m.value[id]; ok {
+				require.NoError(m.t, m.redis.Set(ctx, resultKey(id), v, time.Hour).Err())
+				m.must[id] = true
+				delete(m.deleted, id)
+			}
 		},
 		"end an insert": func() { m.end(rapid.Bool().Draw(m.t, "commit")) },
 		"delete": func() {
@@ -250,7 +288,7 @@ func (m *model) step() {
 	}
 	names := slices.Collect(maps.Keys(steps))
 	// What the application does is more frequent than faults.
-	frequent := []string{"insert and write", "delete", "delete some", "write", "write orphan", "write late", "begin an insert, write", "end an insert"}
+	frequent := []string{"begin to insert a deleted row again, write", "write the same again", "insert and write", "delete", "delete some", "write", "write orphan", "write late", "begin an insert, write", "end an insert"}
 	slices.Sort(names)
 	name := rapid.SampledFrom(append(append(names, frequent...), frequent...)).Draw(m.t, "step")
 	steps[name]()
@@ -270,6 +308,14 @@ func (m *model) end(commit bool) {
 	m.open = m.open[1:]
 	defer i.close()
 	ctx := m.world.t.Context()
+	if commit && rapid.Bool().Draw(m.t, "in two phases") {
+		_, err := i.tx.Exec(ctx, fmt.Sprintf("PREPARE TRANSACTION '%s'", i.id))
+		require.NoError(m.t, err)
+		m.check()
+		m.exec1(fmt.Sprintf("COMMIT PREPARED '%s'", i.id))
+		m.rows[i.id] = true
+		return
+	}
 	if commit {
 		require.NoError(m.t, i.tx.Commit(ctx))
 		m.rows[i.id] = true

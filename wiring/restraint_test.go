@@ -25,7 +25,7 @@ func TestALateFirstLookWaitsForARowOnItsWayInAgain(t *testing.T) {
 	w.firstPass()
 	w.daemon.stop()
 	w.sql("DELETE FROM scan_tasks WHERE id = ANY($1::uuid[])", rows[:2])
-	waitFor(t, 2*grace) // the delete is late then
+	waitFor(t, 2*grace) // longer than a delete is prompt
 	tx, done := w.begin()
 	defer done()
 	_, err := tx.Exec(t.Context(), "INSERT INTO scan_tasks (id) VALUES ($1)", rows[0])

@@ -42,7 +42,7 @@ func TestResumeAcceptAbsent(t *testing.T) {
 		return code == exitOK && contains(out, "tripped since", "table public.scan_tasks is empty", "2 of 2 tasks look orphaned", "orphanwatch resume --accept-absent", "2 of public.scan_tasks held: the guard")
 	}
 	sandbox.AwaitTB(t, 10*time.Second, "the guard to trip", sandbox.Until(tripped))
-	s.expect(exitOK, []string{"resume"}, "the guard has tripped", "judges anew")
+	s.expect(exitOK, []string{"resume"}, "the guard has tripped", "stays tripped")
 	sandbox.AwaitTB(t, 10*time.Second, "the guard to trip again", sandbox.Until(tripped))
 
 	s.expect(exitOK, []string{"pause"})

@@ -82,7 +82,7 @@ type Source struct {
 
 var _ watcher.Source = (*Source)(nil)
 
-// New makes a source; nothing happens before Run, which may be called once.
+// New makes a source; nothing happens before Run, which may be called again once it has returned.
 func New(o Options) *Source {
 	if o.Configure == "" {
 		o.Configure = ConfigureAuto

@@ -47,7 +47,7 @@ func (w *watch) run(ctx context.Context) error {
 		if ctx.Err() != nil || errors.As(err, &wrong) {
 			return err
 		}
-		w.report(watcher.Health{Mode: w.health.Mode, Err: err.Error()})
+		w.report(watcher.Health{Err: err.Error()})
 		select {
 		case <-ctx.Done():
 			return nil

@@ -246,21 +246,23 @@ func (m *monitor) mend(ctx context.Context) error {
 type catalog map[string]shape
 
 type shape struct {
-	oid    uint32
-	leaves string
+	oid      uint32
+	leaves   string
+	identity string // relreplident, which says what a DELETE carries
 }
 
 const catalogSQL = `
 SELECT coalesce(to_regclass($1)::oid, 0),
        coalesce((SELECT string_agg(c.oid || '/' || c.relfilenode, ' ' ORDER BY c.oid)
                    FROM pg_partition_tree(to_regclass($1)) t JOIN pg_class c ON c.oid = t.relid
-                  WHERE t.isleaf AND c.oid <> to_regclass($1)), '')`
+                  WHERE t.isleaf AND c.oid <> to_regclass($1)), ''),
+       coalesce((SELECT relreplident::text FROM pg_class WHERE oid = to_regclass($1)), '')`
 
 func (s *Source) readCatalog(ctx context.Context, conn *pgx.Conn) (catalog, error) {
 	out := catalog{}
 	for _, table := range s.tables() {
 		var sh shape
-		if err := conn.QueryRow(ctx, catalogSQL, table).Scan(&sh.oid, &sh.leaves); err != nil {
+		if err := conn.QueryRow(ctx, catalogSQL, table).Scan(&sh.oid, &sh.leaves, &sh.identity); err != nil {
 			return nil, fmt.Errorf("read catalogs: %w", err)
 		}
 		out[table] = sh
@@ -277,6 +279,8 @@ func (c catalog) changed(before catalog) map[string]bool {
 		case now.oid == 0 || now == was:
 		case now.oid != was.oid:
 			reasons[gapRecreated] = true
+		case now.identity != was.identity:
+			reasons[gapReplicaIdentity] = true
 		default:
 			reasons[gapPartitions] = true
 		}

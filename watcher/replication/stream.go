@@ -26,6 +26,8 @@ const (
 	gapPublication = "publication altered"
 	gapRecreated   = "table recreated"
 	gapPartitions  = "partitions changed"
+
+	gapReplicaIdentity = "replica identity changed"
 )
 
 // copyData takes one message of the streaming replication protocol: XLogData
