@@ -46,7 +46,8 @@ fmt: tools ## format as the linter wants it
 	$(GOLANGCI) fmt ./...
 
 .PHONY: bench
-bench: deps ## all benchmarks, on sandbox servers
+bench: deps ## latency, bulk and rest of the whole daemon, then all benchmarks
+	$(GO) test -count=1 -v -run '^TestMeasure$$' ./wiring -measure
 	$(GO) test -run '^$$' -bench . -benchmem -timeout 30m ./...
 
 .PHONY: e2e
