@@ -14,11 +14,14 @@ type comparison struct {
 	others   map[Subject]string
 	living   int64
 	suspects []Look
-	dropped  int
+	// dropped is how many suspects there were beyond those that one pass holds;
+	// unknown counts, by binding, what nothing tells the owner of.
+	dropped int
+	unknown map[string]int64
 }
 
 func newComparison(r *Reconciler) *comparison {
-	return &comparison{r: r, uuids: map[[16]byte]string{}, others: map[Subject]string{}}
+	return &comparison{r: r, uuids: map[[16]byte]string{}, others: map[Subject]string{}, unknown: map[string]int64{}}
 }
 
 // add takes scanned keys. Row subjects are few: they are looked up right away
@@ -107,21 +110,18 @@ func (c *comparison) lookUpRest(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("read rows: %w", err)
 		}
+		var absent []Look
+		var states []RowState
 		for i, s := range answer.States {
 			switch {
 			case s.Exists:
 				c.living++
-			case s.Candidates == 0:
-			case len(c.suspects) < maxSuspects:
-				c.suspects = append(c.suspects, batch[i])
-				c.r.update(func(p *Pass) { p.Suspect++ })
-			default:
-				c.dropped++
-				c.r.update(func(p *Pass) { p.Suspect++ })
+			case s.Candidates != 0:
+				absent, states = append(absent, batch[i]), append(states, s)
 			}
 		}
 		batch = batch[:0]
-		return nil
+		return c.suspect(ctx, absent, states)
 	}
 	push := func(l Look) error {
 		if batch = append(batch, l); len(batch) == lookBatch {
@@ -142,4 +142,36 @@ func (c *comparison) lookUpRest(ctx context.Context) error {
 	clear(c.uuids)
 	clear(c.others)
 	return ask()
+}
+
+// suspect keeps what may be a bound task's. Other tasks' results, of which there may
+// be any number, are told by their names, and let go here.
+func (c *comparison) suspect(ctx context.Context, absent []Look, states []RowState) error {
+	if len(absent) == 0 {
+		return nil
+	}
+	found, err := c.r.Artifacts.Look(ctx, absent)
+	if err != nil {
+		return fmt.Errorf("read artifacts: %w", err)
+	}
+	for i, f := range found {
+		c.r.noteForeign(f)
+		if len(f.Artifacts) == 0 {
+			continue
+		}
+		ours, unknown := attributable(c.r.attribution(absent[i].Subject, f, states[i]))
+		switch {
+		case len(ours) == 0 && !f.Deleted && !c.r.Memory.Has(absent[i].Subject):
+			if unknown > 0 {
+				c.unknown[c.r.firstName(states[i].Candidates)]++
+			}
+			continue
+		case len(c.suspects) < maxSuspects:
+			c.suspects = append(c.suspects, absent[i])
+		default:
+			c.dropped++
+		}
+		c.r.update(func(p *Pass) { p.Suspect++ })
+	}
+	return nil
 }

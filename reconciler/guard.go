@@ -215,9 +215,9 @@ func (r *Reconciler) guard(ctx context.Context, works []*Work, situations []Situ
 	return nil
 }
 
-func (r *Reconciler) mayBeOurs(s Subject, l *look) bool {
-	ours, _ := attributable(Situation{Bindings: r.Bindings, Subject: s, Row: l.row, Found: l.found, Foreign: r.foreign.Load()})
-	return len(ours) > 0
+// attribution is a Situation of which only attributable is asked.
+func (r *Reconciler) attribution(s Subject, f Found, row RowState) Situation {
+	return Situation{Bindings: r.Bindings, Subject: s, Row: row, Found: f, Foreign: r.foreign.Load()}
 }
 
 func (r *Reconciler) logTrip(ctx context.Context) {

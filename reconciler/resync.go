@@ -212,6 +212,9 @@ func (t *tally) holdAll(by HeldBy) {
 // is judged as a whole before its first removal.
 func (r *Reconciler) classify(ctx context.Context, c *comparison) (tally, []confirmedSuspect, error) {
 	t := tally{in: map[string]int64{}, held: map[OrphanCount]int64{}}
+	for b, n := range c.unknown {
+		t.held[OrphanCount{b, HeldByUnknown}] = n
+	}
 	unknown := func(in BindingSet) { t.held[OrphanCount{r.firstName(in), HeldByUnknown}]++ }
 	var out []confirmedSuspect
 	var nameless, candidates []classified
@@ -232,8 +235,8 @@ func (r *Reconciler) classify(ctx context.Context, c *comparison) (tally, []conf
 			}
 			cl := classified{look: batch[i], row: l.row}
 			cl.nameless = namesOf(l.found) == ""
-			if !r.mayBeOurs(batch[i].Subject, &looks[i]) {
-				if _, n := attributable(Situation{Bindings: r.Bindings, Subject: batch[i].Subject, Row: l.row, Found: l.found, Foreign: r.foreign.Load()}); n > 0 {
+			if ours, n := attributable(r.attribution(batch[i].Subject, l.found, l.row)); len(ours) == 0 {
+				if n > 0 {
 					unknown(l.row.Candidates)
 				}
 				continue
@@ -247,8 +250,8 @@ func (r *Reconciler) classify(ctx context.Context, c *comparison) (tally, []conf
 	}
 	// Only now is it known whether other tasks share the place: R6 again for those without a name.
 	for _, cl := range nameless {
-		l := look{row: cl.row, found: Found{Artifacts: []Artifact{{Kind: ResultKey}}}}
-		if r.mayBeOurs(cl.look.Subject, &l) {
+		nothing := Found{Artifacts: []Artifact{{Kind: ResultKey}}}
+		if ours, _ := attributable(r.attribution(cl.look.Subject, nothing, cl.row)); len(ours) > 0 {
 			candidates = append(candidates, cl)
 		} else {
 			unknown(cl.row.Candidates)
