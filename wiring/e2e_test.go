@@ -231,8 +231,7 @@ func TestRowSecurityNeverMakesRowsLookGone(t *testing.T) {
 func TestNamesTellWhoseAResultIs(t *testing.T) {
 	w := newWorld(t)
 	extended := func(id, name string) {
-		v := fmt.Sprintf(`{"status": "SUCCESS", "result": null, "traceback": null, "children": [], "date_done": "2026-11-23T13:30:13+00:00", "name": %q, "args": [], "kwargs": {}, "worker": "w", "retries": 0, "queue": "celery", "task_id": %q}`, name, id)
-		require.NoError(t, w.redis.Set(t.Context(), resultKey(id), v, time.Hour).Err())
+		require.NoError(t, w.redis.Set(t.Context(), resultKey(id), extendedValue(id, name), time.Hour).Err())
 	}
 	living, dead, others, unnamed := w.rows(50), ids(10), ids(40), ids(5)
 	for _, id := range slices.Concat(living, dead) {
@@ -250,6 +249,11 @@ func TestNamesTellWhoseAResultIs(t *testing.T) {
 	w.sql("DELETE FROM scan_tasks WHERE id = ANY($1::uuid[])", living[:5])
 	w.gone(recovery, living[:5]...)
 	w.stays(grace, slices.Concat(living[5:], others, unnamed)...)
+}
+
+// extendedValue is a result with result_extended.
+func extendedValue(id, name string) string {
+	return fmt.Sprintf(`{"status": "SUCCESS", "result": null, "traceback": null, "children": [], "date_done": "2026-11-23T13:30:13+00:00", "name": %q, "args": [], "kwargs": {}, "worker": "w", "retries": 0, "queue": "celery", "task_id": %q}`, name, id)
 }
 
 func TestColumnsAndSeveralBindings(t *testing.T) {

@@ -3,11 +3,13 @@ package wiring_test
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
 	"github.com/orphanwatch/orphanwatch/deploy/sandbox"
@@ -172,6 +174,33 @@ func TestMoreOrphansThanTheQueueHolds(t *testing.T) {
 	w.sql("DELETE FROM scan_tasks WHERE id = $1", rows[0])
 	w.gone(recovery, rows[0])
 	require.Equal(t, len(rows)-1, w.have(rows[1:]...))
+}
+
+// More results of other tasks than a pass holds suspects hide no orphan, and do
+// not look like orphans.
+func TestAnyNumberOfOtherTasks(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, sandbox.Options{})
+	living, dead, others := w.rows(100), ids(10), ids(120_000)
+	write := func(name string, ids []string) {
+		for len(ids) > 0 {
+			page := ids[:min(1000, len(ids))]
+			ids = ids[len(page):]
+			_, err := w.redis.Pipelined(t.Context(), func(p redis.Pipeliner) error {
+				for _, id := range page {
+					p.Set(t.Context(), resultKey(id), extendedValue(id, name), time.Hour)
+				}
+				return nil
+			})
+			require.NoError(t, err)
+		}
+	}
+	write("send_mail", others)
+	write("scan", slices.Concat(living, dead))
+	d := w.run("ORPHANWATCH_NAMES=scan")
+	w.gone(recovery, dead...)
+	require.Zero(t, d.metric("orphanwatch_guard_tripped"))
+	require.Equal(t, len(others)+len(living), w.have(slices.Concat(others, living)...))
 }
 
 // Connections whose other end does not answer any more, though the server does.
