@@ -9,10 +9,10 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
-	"strconv"
 	"strings"
 	"time"
 
+	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
@@ -128,47 +128,31 @@ func (s *Source) start(ctx context.Context, conn *pgconn.PgConn) (*pgconn.Hijack
 	if err != nil {
 		return nil, id, err
 	}
-	sql := fmt.Sprintf(`START_REPLICATION SLOT %s LOGICAL 0/0 (proto_version '1', publication_names %s, messages 'true')`,
-		ident(s.opts.Slot), literal(ident(s.opts.Publication)))
-	conn.Frontend().SendQuery(&pgproto3.Query{String: sql})
-	if err := conn.Frontend().Flush(); err != nil {
+	err = pglogrepl.StartReplication(ctx, conn, ident(s.opts.Slot), 0, pglogrepl.StartReplicationOptions{
+		Mode:       pglogrepl.LogicalReplication,
+		PluginArgs: []string{"proto_version '1'", "publication_names " + literal(ident(s.opts.Publication)), "messages 'true'"},
+	})
+	var pgErr *pgconn.PgError
+	if errors.As(err, &pgErr) && pgErr.Code == stateObjectInUse {
+		return nil, id, &slotInUse{pgErr.Message}
+	}
+	if err != nil {
 		return nil, id, fmt.Errorf("start replication: %w", err)
 	}
-	for {
-		msg, err := conn.ReceiveMessage(ctx)
-		if err != nil {
-			return nil, id, fmt.Errorf("start replication: %w", err)
-		}
-		switch msg := msg.(type) {
-		case *pgproto3.CopyBothResponse:
-			hijacked, err := conn.Hijack()
-			if err != nil {
-				return nil, id, fmt.Errorf("start replication: %w", err)
-			}
-			return hijacked, id, nil
-		case *pgproto3.ErrorResponse:
-			if msg.Code == stateObjectInUse {
-				return nil, id, &slotInUse{msg.Message}
-			}
-			return nil, id, fmt.Errorf("start replication: %w", pgconn.ErrorResponseToPgError(msg))
-		}
+	// From here on its owner reads the messages itself, without an allocation a row.
+	hijacked, err := conn.Hijack()
+	if err != nil {
+		return nil, id, fmt.Errorf("start replication: %w", err)
 	}
+	return hijacked, id, nil
 }
 
 func identify(ctx context.Context, conn *pgconn.PgConn) (Identity, error) {
-	results, err := conn.Exec(ctx, "IDENTIFY_SYSTEM").ReadAll()
+	system, err := pglogrepl.IdentifySystem(ctx, conn)
 	if err != nil {
 		return Identity{}, fmt.Errorf("identify system: %w", err)
 	}
-	if len(results) != 1 || len(results[0].Rows) != 1 || len(results[0].Rows[0]) < 4 {
-		return Identity{}, errors.New("identify system: unexpected answer")
-	}
-	row := results[0].Rows[0]
-	timeline, err := strconv.ParseInt(string(row[1]), 10, 32)
-	if err != nil {
-		return Identity{}, fmt.Errorf("identify system: timeline: %w", err)
-	}
-	return Identity{SystemID: string(row[0]), Timeline: int32(timeline), Database: string(row[3])}, nil
+	return Identity{SystemID: system.SystemID, Timeline: system.Timeline, Database: system.DBName}, nil
 }
 
 // unreachable marks what may pass by itself: no answer, or a server that is
