@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/url"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -118,13 +119,26 @@ func (p *Proxy) Heal() error {
 	if p.listener != nil {
 		return nil
 	}
-	listener, err := net.Listen("tcp", p.addr)
+	listener, err := relisten(p.addr)
 	if err != nil {
 		return fmt.Errorf("heal proxy: %w", err)
 	}
 	p.listener = listener
 	p.wg.Go(func() { p.accept(listener) })
 	return nil
+}
+
+// relisten listens on an address that a listener of this process has just left. Until
+// its exec, a child that was forked meanwhile still holds a copy of that listener.
+func relisten(addr string) (net.Listener, error) {
+	deadline := time.Now().Add(2 * time.Second)
+	for {
+		listener, err := net.Listen("tcp", addr)
+		if err == nil || !errors.Is(err, syscall.EADDRINUSE) || time.Now().After(deadline) {
+			return listener, err
+		}
+		time.Sleep(time.Millisecond)
+	}
 }
 
 // Connections is the number of connections that pass through, or are stalled, now.
