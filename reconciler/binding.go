@@ -17,6 +17,10 @@ type Binding struct {
 	CeleryID bool
 	// Columns hold a task id each (match column:C).
 	Columns []string
+	// Args are positions, from 0, and Kwargs names of arguments of the task that are
+	// the row's key (match args:N, kwargs:K). They need Names.
+	Args   []int
+	Kwargs []string
 	// Names are the Celery task names of this binding; empty means any.
 	Names []string
 	// Exclusive: this place in Redis holds no other tasks than these.
@@ -40,6 +44,9 @@ func (b Binding) HasName(name string) bool {
 	}
 	return false
 }
+
+// ByArgument tells whether tasks are bound by their arguments.
+func (b Binding) ByArgument() bool { return len(b.Args)+len(b.Kwargs) > 0 }
 
 // CompanionKeys are the Redis keys of the row with that key.
 func (b Binding) CompanionKeys(key string) []string {

@@ -11,8 +11,10 @@ type ArtifactKind string
 
 // The kinds of artifacts.
 const (
-	ResultKey    ArtifactKind = "results"
-	CompanionKey ArtifactKind = "companions"
+	ResultKey      ArtifactKind = "results"
+	CompanionKey   ArtifactKind = "companions"
+	QueuedMessage  ArtifactKind = "messages"
+	UnackedMessage ArtifactKind = "unacked"
 )
 
 // Artifact is anything of a task in Redis.

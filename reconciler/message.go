@@ -1,0 +1,70 @@
+package reconciler
+
+import "context"
+
+// RowRef names a row by its key, as an argument of a task does.
+type RowRef struct {
+	// Binding is the index of the row's binding.
+	Binding int
+	// Key is the row's key in its canonical spelling (CanonicalID).
+	Key string
+}
+
+// Message is a Celery message, as the broker holds it.
+type Message struct {
+	// ID is the task's id as it is written, Name the task's name.
+	ID, Name string
+	// Refs are the rows that its arguments name, by the rules args:N and kwargs:K
+	// of the bindings that have its name.
+	Refs []RowRef
+	// InChord: it is a member of a chord's header, whose Body runs when all members
+	// have ended; Body is nil where the message does not let us see it.
+	InChord bool
+	Body    *ChordBody
+	// TraceParent is the header traceparent (W3C Trace Context), "" for none.
+	TraceParent string
+	Place       Place
+}
+
+// ChordBody is the task that a chord ends with.
+type ChordBody struct {
+	ID, Name string
+	Refs     []RowRef
+}
+
+// Place is where a message is, and what must still be there when it is taken.
+type Place struct {
+	// Kind is QueuedMessage or UnackedMessage.
+	Kind ArtifactKind
+	// List is the key of its queue's list; of an unacked one, that to which a worker
+	// that gives it back pushes it.
+	List string
+	// Index is its place in List when it was read, from the head. It is a hint.
+	Index int64
+	// Tag is the delivery tag: it stays when the message is given back.
+	Tag string
+	// Envelope are the message's own bytes. Held is the whole value of the field in
+	// the hash of unacked messages, "" for a queued one.
+	Envelope, Held string
+}
+
+// Pull asks for one message to be taken out of the broker, only while it is
+// what it was when it was read.
+type Pull struct {
+	Subject Subject
+	Message Message
+}
+
+// Messages is the broker as the reconciler needs it.
+type Messages interface {
+	// Sweep yields every message that can be read: the unacked ones first, then each
+	// list from the head to the tail; some more than once. It leaves the server its
+	// share of the time. What is not in a list and not unacked (in the hands of a
+	// worker that has just popped it) is not seen.
+	Sweep(ctx context.Context, yield func([]Message) error) error
+	// Pull answers in order: Removed; Changed where the message is not there any
+	// more (popped, given back, acknowledged); Stale, Paused or Held.
+	Pull(ctx context.Context, epoch uint64, pulls []Pull) ([]RemoveStatus, error)
+	// Revoke tells all workers not to run these tasks, and how many workers heard it.
+	Revoke(ctx context.Context, ids []string) (workers int, err error)
+}
