@@ -15,6 +15,12 @@ type Value struct {
 	Status string
 }
 
+// Terminal tells whether a task in that state has ended for good: Celery's ready
+// states but for IGNORED, which is not stored (celery.states.READY_STATES).
+func Terminal(status string) bool {
+	return status == "SUCCESS" || status == "FAILURE" || status == "REVOKED"
+}
+
 // maxDepth of nesting and maxText bytes of a key or text are what we follow; what
 // goes beyond is not read, and the name stays unknown.
 const (
