@@ -17,6 +17,8 @@ const (
 	// pullBelow and pullAbove are how far from its index an element is looked for:
 	// pushes shift upwards, what we take out shifts downwards.
 	pullBelow, pullAbove = 64, 200
+	// pullReach is how far from either end it is looked for then.
+	pullReach = 3000
 	// pullCost is what the pulls of one pipeline may take together by estimate:
 	// Redis runs them in a row.
 	pullCost  = 2 * time.Millisecond
@@ -232,7 +234,7 @@ func (q *pullingList) search(ctx context.Context, i int) error {
 		return nil
 	}
 	around := q.index(i) + q.drift
-	if ok, err := q.one(ctx, i, q.index(i), pullNear); ok || err != nil || q.length <= 2*pullNear {
+	if ok, err := q.one(ctx, i, q.index(i), pullReach); ok || err != nil || q.length <= 2*pullReach {
 		return err
 	}
 	index, err := q.relocate(ctx, q.pulls[i].Message.Place.Envelope, around)

@@ -26,7 +26,7 @@
 -- list. The first of each tag wins. It is written before the removal, so that a
 -- full memory stops both.
 --
--- Costs: LINDEX, LSET and LRANGE seek along the list, 0.1 to 0.3 ms in the middle
+-- Costs: LSET and LRANGE seek along the list, 0.1 to 0.3 ms in the middle
 -- of a million; LREM and LPOS compare 1000 elements in 0.2 ms.
 local call = redis.call
 local record, place = KEYS[2], KEYS[3]
@@ -99,11 +99,9 @@ local function between(from, to)
 end
 
 local function find(hint)
-  if hint >= 0 and hint < length and call('LINDEX', place, hint) == want then
-    return hint
-  end
   local reach = tonumber(ARGV[8])
-  return between(hint + 1, hint + tonumber(ARGV[7]))
+  return between(hint, hint + 3) -- a seek costs more than some elements
+    or between(hint + 4, hint + tonumber(ARGV[7]))
     or between(hint - tonumber(ARGV[6]), hint - 1)
     or reach > 0 and (call('LPOS', place, want, 'MAXLEN', reach)
     or length > reach and call('LPOS', place, want, 'RANK', -1, 'MAXLEN', reach))
