@@ -62,12 +62,14 @@ func (s *Store) Epoch(ctx context.Context) (uint64, error) {
 
 // Pause stops all removals, by any copy, until Resume. A second call keeps the
 // first one's time and name.
-func (s *Store) Pause(ctx context.Context, by string) error {
-	now, err := s.client.Time(ctx).Result()
+func (s *Store) Pause(ctx context.Context, by string) error { return pause(ctx, s.client, by) }
+
+func pause(ctx context.Context, client redis.UniversalClient, by string) error {
+	now, err := client.Time(ctx).Result()
 	if err != nil {
 		return failed("pause", err)
 	}
-	_, err = s.client.TxPipelined(ctx, func(p redis.Pipeliner) error {
+	_, err = client.TxPipelined(ctx, func(p redis.Pipeliner) error {
 		p.HSetNX(ctx, controlKey, fieldPaused, now.UnixMilli())
 		p.HSetNX(ctx, controlKey, fieldPausedBy, by)
 		return nil

@@ -16,6 +16,8 @@ const (
 	undoPrefix   = Own + "undo:"
 	statusPrefix = Own + "status:"
 	instancesKey = Own + "instances"
+	// messagesPrefix stands before a record's id, in the broker's database.
+	messagesPrefix = Own + "messages:"
 
 	// resultPrefix is celery.backends.base.KeyValueStoreBackend.task_keyprefix.
 	resultPrefix = "celery-task-meta-"

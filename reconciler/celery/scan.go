@@ -10,8 +10,6 @@ import (
 const (
 	// scanCount is how many buckets one SCAN goes over: about 1 ms of the server.
 	scanCount = 1000
-	// scanDebt is for how long pauses add up before one is made.
-	scanDebt = 5 * time.Millisecond
 	// scanTrim is how many ended records one Scan forgets at most, in steps.
 	scanTrim = 1_000_000
 )
@@ -43,15 +41,14 @@ func (s *Store) Scan(ctx context.Context, yield func([]reconciler.Look) error) e
 func (s *Store) scan(ctx context.Context, pattern string, total int64, yield func([]reconciler.Look) error) error {
 	var cursor uint64
 	var scanned int64
-	var debt time.Duration
+	pace := pacer{share: s.options.ScanShare}
 	for {
 		began := time.Now()
 		keys, next, err := s.client.Scan(ctx, cursor, pattern, scanCount).Result()
 		if err != nil {
 			return failed("scan", err)
 		}
-		took := time.Since(began)
-		debt += time.Duration(float64(took) * (1 - s.options.ScanShare) / s.options.ScanShare)
+		pace.owe(time.Since(began))
 		looks := make([]reconciler.Look, 0, len(keys))
 		for _, key := range keys {
 			looks = s.Keys.AppendLooks(looks, key)
@@ -71,15 +68,8 @@ func (s *Store) scan(ctx context.Context, pattern string, total int64, yield fun
 		if cursor = next; cursor == 0 {
 			return nil
 		}
-		if debt >= scanDebt {
-			pause := time.NewTimer(debt)
-			debt = 0
-			select {
-			case <-pause.C:
-			case <-ctx.Done():
-				pause.Stop()
-				return ctx.Err()
-			}
+		if err := pace.pay(ctx); err != nil {
+			return err
 		}
 	}
 }

@@ -38,6 +38,18 @@ var reviveSource string
 //go:embed take.lua
 var takeSource string
 
+//go:embed pull.lua
+var pullSource string
+
+//go:embed purge.lua
+var purgeSource string
+
+//go:embed requeue.lua
+var requeueSource string
+
+//go:embed raise.lua
+var raiseSource string
+
 // The scripts; each file says what it takes and returns.
 var (
 	lookScript    = newScript(stamped(lookSource))
@@ -47,6 +59,10 @@ var (
 	claimScript   = newScript(claimSource)
 	reviveScript  = newScript(reviveSource)
 	takeScript    = newScript(takeSource)
+	pullScript    = newScript(pullSource)
+	purgeScript   = newScript(purgeSource)
+	requeueScript = newScript(requeueSource)
+	raiseScript   = newScript(raiseSource)
 )
 
 func stamped(source string) string {

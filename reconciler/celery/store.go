@@ -47,9 +47,7 @@ var _ reconciler.Artifacts = (*Store)(nil)
 
 // New makes a Store; it does no I/O.
 func New(o Options) *Store {
-	if o.ScanShare <= 0 || o.ScanShare > 1 {
-		o.ScanShare = 0.5
-	}
+	o.ScanShare = share(o.ScanShare)
 	s := &Store{Keys: NewKeys(o.ResultKeyPrefix, o.Bindings), client: o.Client, options: o}
 	for _, b := range o.Bindings {
 		s.named = s.named || len(b.Names) > 0

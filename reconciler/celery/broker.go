@@ -1,0 +1,147 @@
+package celery
+
+import (
+	"context"
+	"hash/maphash"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/orphanwatch/orphanwatch/reconciler"
+)
+
+// BrokerOptions of a Broker.
+type BrokerOptions struct {
+	// Client is of the broker's server and database; DB is that database's number,
+	// which the channel of remote control bears.
+	Client   redis.UniversalClient
+	DB       int
+	Bindings []reconciler.Binding
+	// KeyPrefix is the broker transport's global_keyprefix, as it is.
+	KeyPrefix string
+	// Queues are known beside those that are found.
+	Queues []string
+	// PrioritySteps and Sep are the broker transport's priority_steps (empty: 0, 3,
+	// 6, 9) and sep (empty: the bytes 06 16); ControlExchange is Celery's
+	// control_exchange (empty: celery).
+	PrioritySteps   []int
+	Sep             string
+	ControlExchange string
+	// Terminate is what is done to running tasks: see revokeMessage.
+	Terminate string
+	// Quarantine is how long a pulled message is kept, 0 for not at all.
+	Quarantine time.Duration
+	// Share is the part of the server's time that looks and pulls may take, 0 for 0.5.
+	Share float64
+}
+
+// Broker is the Redis that holds Celery's messages. It is safe for concurrent use.
+type Broker struct {
+	client  redis.UniversalClient
+	options BrokerOptions
+	reader  *Reader
+	keys    *Keys
+	seed    maphash.Seed
+	// unreadable is of the last complete sweep.
+	unreadable atomic.Int64
+
+	mu sync.Mutex
+	// exchanges are what binding sets say; unbound are lists in use without one.
+	exchanges map[string][]bound
+	unbound   map[string]bool
+	// lists are the keys of all lists that are known, sorted.
+	lists  []string
+	states map[string]*listState
+}
+
+// listState is what is remembered of one list.
+type listState struct {
+	// newest are hashes of elements that were at the head when it was last read.
+	newest []uint64
+	// drift is how far the last pulled message was above the index that it was read at.
+	drift int64
+	// tombstones are ours that should be in it; marked are those since its last
+	// sweep began.
+	tombstones, marked int64
+}
+
+var _ reconciler.Messages = (*Broker)(nil)
+
+// NewBroker makes a Broker; it does no I/O.
+func NewBroker(o BrokerOptions) *Broker {
+	if len(o.PrioritySteps) == 0 {
+		o.PrioritySteps = []int{0, 3, 6, 9}
+	}
+	o.PrioritySteps = slices.Sorted(slices.Values(o.PrioritySteps))
+	if o.Sep == "" {
+		o.Sep = "\x06\x16"
+	}
+	if o.ControlExchange == "" {
+		o.ControlExchange = "celery"
+	}
+	o.Share = share(o.Share)
+	b := &Broker{
+		client: o.Client, options: o, reader: NewReader(o.Bindings), keys: NewKeys("", o.Bindings), seed: maphash.MakeSeed(),
+		exchanges: map[string][]bound{}, unbound: map[string]bool{}, states: map[string]*listState{},
+	}
+	b.relist()
+	return b
+}
+
+// Unreadable is how many elements of the last complete sweep were no messages
+// that we can read: they are left alone.
+func (b *Broker) Unreadable() int64 { return b.unreadable.Load() }
+
+func (b *Broker) pace() *pacer { return &pacer{share: b.options.Share} }
+
+// with calls f with what is remembered of a list.
+func (b *Broker) with(list string, f func(*listState)) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s := b.states[list]
+	if s == nil {
+		s = &listState{}
+		b.states[list] = s
+	}
+	f(s)
+}
+
+// timed runs one call and owes the server the pause for it.
+func timed(pace *pacer, f func() error) error {
+	began := time.Now()
+	err := f()
+	pace.owe(time.Since(began))
+	return err
+}
+
+// revokeIDs go in one message: a worker's main loop handles 1000 in half a second.
+const revokeIDs = 500
+
+// Revoke publishes to all workers not to run these tasks; workers is how many
+// heard it, 0 also where the channel is not theirs. It is not stored anywhere but
+// in their memory, and cannot be taken back.
+func (b *Broker) Revoke(ctx context.Context, ids []string) (workers int, err error) {
+	channel := pidboxChannel(b.options.KeyPrefix, b.options.DB, b.options.ControlExchange)
+	for page := range slices.Chunk(ids, revokeIDs) {
+		message, err := revokeMessage(page, b.options.Terminate)
+		if err != nil {
+			return workers, failed("revoke", err)
+		}
+		heard, err := b.client.Publish(ctx, channel, message).Result()
+		if err != nil {
+			return workers, failed("revoke", err)
+		}
+		workers = max(workers, int(heard))
+	}
+	return workers, nil
+}
+
+// Workers is how many workers have bound a queue for remote control. A worker
+// that was killed is still counted.
+func (b *Broker) Workers(ctx context.Context) (int, error) {
+	n, err := b.client.SCard(ctx, b.bindingPrefix()+b.options.ControlExchange+".pidbox").Result()
+	return int(n), failed("count workers", err)
+}

@@ -1,0 +1,285 @@
+package celery
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/orphanwatch/orphanwatch/reconciler"
+)
+
+const (
+	// pullNear is how far from an end of its list an element is taken out: LREM
+	// walks 0.2 ms per 1000. One that is farther in is replaced by a tombstone.
+	pullNear = 5000
+	// pullBelow and pullAbove are how far from its index an element is looked for:
+	// pushes shift upwards, what we take out shifts downwards.
+	pullBelow, pullAbove = 64, 200
+	// pullReach is how far from either end it is looked for then.
+	pullReach = 3000
+	// pullCost is what the pulls of one pipeline may take together by estimate:
+	// Redis runs them in a row.
+	pullCost  = 2 * time.Millisecond
+	pullCalls = 50
+	// Estimates of one pull, and of each element that LREM walks over.
+	pullBase, pullWalk = 30 * time.Microsecond, 250 * time.Nanosecond
+	// pullSearches is how often a batch looks for one that is not near its index in
+	// a list, pullWindows how many windows it reads for that in all.
+	pullSearches, pullWindows = 200, 100
+	// relocateAbove and relocateBelow bound where those windows are.
+	relocateAbove, relocateBelow = 20_000, 5_000
+)
+
+// Pull takes out each message only while it is what it was, one in each atomic
+// step (pull.lua), and keeps it. After an error some may have been pulled: asking
+// again is right. Changed may also mean that too much has been pushed or taken
+// out since the message was read: the next look finds it.
+//
+// Within a list it goes from the tail to the head, so that what it takes out does
+// not shift what is still to come. What is pushed meanwhile shifts all upwards:
+// the shift that was last found is added to the next index.
+func (b *Broker) Pull(ctx context.Context, epoch uint64, pulls []reconciler.Pull) ([]reconciler.RemoveStatus, error) {
+	p := &pulling{Broker: b, pace: b.pace(), epoch: epoch, pulls: pulls, statuses: make([]reconciler.RemoveStatus, len(pulls))}
+	var unacked []int
+	queued := map[string][]int{}
+	var lists []string
+	for i, pull := range pulls {
+		place := pull.Message.Place
+		switch {
+		case !complete(place.Envelope):
+			// What cannot be put back is not taken out.
+			p.statuses[i] = reconciler.Changed
+		case place.Kind == reconciler.UnackedMessage:
+			unacked = append(unacked, i)
+		default:
+			if queued[place.List] == nil {
+				lists = append(lists, place.List)
+			}
+			queued[place.List] = append(queued[place.List], i)
+		}
+	}
+	if err := p.unacked(ctx, unacked); err != nil {
+		return nil, failed("pull", err)
+	}
+	for _, list := range lists {
+		if err := p.list(ctx, list, queued[list]); err != nil {
+			return nil, failed("pull", err)
+		}
+	}
+	return p.statuses, nil
+}
+
+// pulling is one batch.
+type pulling struct {
+	*Broker
+	pace     *pacer
+	epoch    uint64
+	pulls    []reconciler.Pull
+	statuses []reconciler.RemoveStatus
+}
+
+func (p *pulling) unacked(ctx context.Context, order []int) error {
+	for page := range slices.Chunk(order, pullCalls) {
+		calls := make([]call, len(page))
+		for n, i := range page {
+			place := p.pulls[i].Message.Place
+			calls[n] = p.call(i, p.unackedKey(), place.Held, place.List)
+			calls[n].keys = append(calls[n].keys, p.unackedIndexKey())
+		}
+		if _, err := p.run(ctx, page, calls); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// list pulls the messages of one list.
+func (p *pulling) list(ctx context.Context, list string, order []int) error {
+	slices.SortFunc(order, func(x, y int) int { return cmp.Compare(p.index(y), p.index(x)) })
+	length, err := p.client.LLen(ctx, list).Result()
+	if err != nil && !wrongType(err) {
+		return err
+	}
+	q := &pullingList{pulling: p, key: list, length: length, searches: pullSearches, windows: pullWindows}
+	p.with(list, func(s *listState) { q.drift = s.drift })
+	for len(order) > 0 {
+		page := order[:q.together(order)]
+		order = order[len(page):]
+		missed, err := q.pull(ctx, page)
+		if err != nil {
+			return err
+		}
+		for _, i := range missed {
+			if err := q.search(ctx, i); err != nil {
+				return err
+			}
+		}
+	}
+	p.with(list, func(s *listState) { s.drift = q.drift })
+	return nil
+}
+
+func (p *pulling) index(i int) int64 { return p.pulls[i].Message.Place.Index }
+
+// call is one run of pull.lua, with what differs by kind of place behind.
+func (p *pulling) call(i int, key string, more ...any) call {
+	pull := p.pulls[i]
+	place := pull.Message.Place
+	keys := []string{controlKey, messagesPrefix + p.keys.recordID(pull.Subject), key}
+	return call{keys, append([]any{p.epoch, p.options.Quarantine.Milliseconds(), place.Tag, place.Envelope}, more...)}
+}
+
+// found is where pull.lua met an element.
+type found struct {
+	status string
+	index  int64
+}
+
+// run makes the calls in one pipeline and notes how each ended.
+func (p *pulling) run(ctx context.Context, page []int, calls []call) ([]found, error) {
+	var replies []any
+	err := timed(p.pace, func() (err error) {
+		replies, err = pullScript.run(ctx, p.client, calls)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	out := make([]found, len(page))
+	for n, i := range page {
+		answer, _ := replies[n].([]any)
+		if len(answer) != 2 {
+			return nil, fmt.Errorf("pull.lua: unexpected reply %v", replies[n])
+		}
+		out[n].status, _ = answer[0].(string)
+		out[n].index, _ = answer[1].(int64)
+		if p.statuses[i] = reconciler.RemoveStatus(out[n].status); out[n].status == "marked" {
+			p.statuses[i] = reconciler.Removed
+		}
+	}
+	return out, p.pace.pay(ctx)
+}
+
+// pullingList is the part of a batch that is in one list.
+type pullingList struct {
+	*pulling
+	key    string
+	length int64
+	// drift is how far the last one was above the index that it was read at.
+	drift    int64
+	searches int
+	windows  int
+}
+
+// together is how many of the next pulls go in one pipeline: at least one.
+func (q *pullingList) together(order []int) int {
+	var cost time.Duration
+	for n, i := range order {
+		at := max(0, q.index(i)+q.drift)
+		depth := min(at, max(0, q.length-1-at))
+		if depth > pullNear {
+			return max(n, 1)
+		}
+		if cost += pullBase + time.Duration(depth)*pullWalk; n > 0 && cost > pullCost || n == pullCalls {
+			return n
+		}
+	}
+	return len(order)
+}
+
+// pull pulls those that are about where they should be; missed are the others.
+func (q *pullingList) pull(ctx context.Context, page []int) (missed []int, err error) {
+	calls := make([]call, len(page))
+	for n, i := range page {
+		calls[n] = q.at(i, q.index(i)+q.drift, 0)
+	}
+	found, err := q.run(ctx, page, calls)
+	if err != nil {
+		return nil, err
+	}
+	for n, i := range page {
+		if !q.note(i, found[n]) && q.statuses[i] == reconciler.Changed {
+			missed = append(missed, i)
+		}
+	}
+	return missed, nil
+}
+
+func (q *pullingList) at(i int, index, reach int64) call {
+	return q.call(i, q.key, index, pullBelow, pullAbove, reach, pullNear, tombstone)
+}
+
+// note learns from one that was found.
+func (q *pullingList) note(i int, f found) bool {
+	if f.index < 0 {
+		return false
+	}
+	q.drift = f.index - q.index(i)
+	if f.status == "marked" {
+		q.with(q.key, func(s *listState) {
+			s.tombstones++
+			s.marked++
+		})
+	}
+	return true
+}
+
+// search looks for one that is not where it should be: at the index that it was
+// read at (the shift that was found before may not be its own), near both ends,
+// and then by windows around.
+func (q *pullingList) search(ctx context.Context, i int) error {
+	if q.searches--; q.searches < 0 {
+		return nil
+	}
+	around := q.index(i) + q.drift
+	if ok, err := q.one(ctx, i, q.index(i), pullReach); ok || err != nil || q.length <= 2*pullReach {
+		return err
+	}
+	index, err := q.relocate(ctx, q.pulls[i].Message.Place.Envelope, around)
+	if err != nil || index < 0 {
+		return err
+	}
+	_, err = q.one(ctx, i, index, 0)
+	return err
+}
+
+func (q *pullingList) one(ctx context.Context, i int, index, reach int64) (bool, error) {
+	found, err := q.run(ctx, []int{i}, []call{q.at(i, index, reach)})
+	return err == nil && (q.note(i, found[0]) || q.statuses[i] != reconciler.Changed), err
+}
+
+// relocate reads windows above an index and then below it, and tells where the
+// element is, -1 if it is in none.
+func (q *pullingList) relocate(ctx context.Context, element string, around int64) (int64, error) {
+	n := window(windowFirst)
+	read := func(from, to int64) (int64, error) {
+		for from = max(0, from); from <= to && q.windows > 0; q.windows-- {
+			var elements []string
+			err := timed(q.pace, func() (err error) {
+				elements, err = q.client.LRange(ctx, q.key, from, min(to, from+int64(n)-1)).Result()
+				return err
+			})
+			if err != nil {
+				return -1, err
+			}
+			if at := slices.Index(elements, element); at >= 0 {
+				return from + int64(at), nil
+			}
+			if len(elements) == 0 {
+				break
+			}
+			from += int64(len(elements))
+			n.read(elements)
+			if err := q.pace.pay(ctx); err != nil {
+				return -1, err
+			}
+		}
+		return -1, nil
+	}
+	if at, err := read(around+1, around+relocateAbove); at >= 0 || err != nil {
+		return at, err
+	}
+	return read(around-relocateBelow, around)
+}

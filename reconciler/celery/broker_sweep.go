@@ -1,0 +1,219 @@
+package celery
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	"github.com/orphanwatch/orphanwatch/reconciler"
+)
+
+// unackedMax is how many fields of the hash of unacked messages one call reads at most.
+const unackedMax = 200
+
+func (b *Broker) unackedKey() string      { return b.options.KeyPrefix + "unacked" }
+func (b *Broker) unackedIndexKey() string { return b.options.KeyPrefix + "unacked_index" }
+
+// Sweep discovers the lists and yields every message that can be read, as
+// reconciler.Messages says. It counts what cannot (Unreadable), and our
+// tombstones. A key that holds another type than a list is passed over.
+func (b *Broker) Sweep(ctx context.Context, yield func([]reconciler.Message) error) error {
+	if err := b.Discover(ctx); err != nil {
+		return err
+	}
+	pace := b.pace()
+	unreadable, err := b.sweepUnacked(ctx, pace, yield)
+	if err != nil {
+		return err
+	}
+	for _, list := range b.Lists() {
+		n, err := b.sweepList(ctx, pace, list, yield)
+		if err != nil {
+			return err
+		}
+		unreadable += n
+	}
+	b.unreadable.Store(unreadable)
+	return nil
+}
+
+func (b *Broker) sweepUnacked(ctx context.Context, pace *pacer, yield func([]reconciler.Message) error) (unreadable int64, err error) {
+	n := window(windowFirst)
+	for cursor := uint64(0); ; {
+		var fields []string
+		err := timed(pace, func() (err error) {
+			fields, cursor, err = b.client.HScan(ctx, b.unackedKey(), cursor, "", min(int64(n), unackedMax)).Result()
+			return err
+		})
+		if wrongType(err) {
+			return 0, nil
+		}
+		if err != nil {
+			return 0, failed("read unacked", err)
+		}
+		messages := make([]reconciler.Message, 0, len(fields)/2)
+		for pair := range slices.Chunk(fields, 2) {
+			m, err := b.readUnacked(pair[0], pair[1])
+			if err == nil {
+				messages = append(messages, m)
+			} else if pair[0] != tombstoneTag {
+				unreadable++
+			}
+		}
+		if len(messages) > 0 {
+			if err := yield(messages); err != nil {
+				return 0, err
+			}
+		}
+		if cursor == 0 {
+			return unreadable, nil
+		}
+		n.read(fields)
+		if err := pace.pay(ctx); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// readUnacked reads a field of the hash of unacked messages: its name is the
+// delivery tag.
+func (b *Broker) readUnacked(tag, value string) (reconciler.Message, error) {
+	m, exchange, routingKey, err := b.reader.ReadUnacked(value)
+	if err != nil {
+		return m, err
+	}
+	m.Place.Tag = tag
+	m.Place.List = b.home(exchange, routingKey, priorityOf(m.Place.Envelope))
+	return m, nil
+}
+
+func (b *Broker) sweepList(ctx context.Context, pace *pacer, list string, yield func([]reconciler.Message) error) (unreadable int64, err error) {
+	var tombstones int64
+	b.with(list, func(s *listState) { s.marked = 0 })
+	err = b.walk(ctx, pace, list, func(at int64, elements []string) (bool, error) {
+		if at == 0 {
+			b.with(list, func(s *listState) {
+				if s.newest == nil {
+					s.newest = b.newest(elements)
+				}
+			})
+		}
+		messages, bad, ours := b.read(list, at, elements)
+		unreadable += bad
+		tombstones += ours
+		if len(messages) == 0 {
+			return true, nil
+		}
+		return true, yield(messages)
+	})
+	if err == nil {
+		// Those that were put behind the sweep's back are counted twice at worst.
+		b.with(list, func(s *listState) { s.tombstones = tombstones + s.marked })
+	}
+	return unreadable, err
+}
+
+// read reads elements of a list, the first of them at an index.
+func (b *Broker) read(list string, at int64, elements []string) (messages []reconciler.Message, unreadable, tombstones int64) {
+	messages = make([]reconciler.Message, 0, len(elements))
+	for i, e := range elements {
+		if e == tombstone {
+			tombstones++
+			continue
+		}
+		m, err := b.reader.Read(e)
+		if err != nil {
+			// A tombstone that a worker gave back has other bytes.
+			if !strings.Contains(e, `"`+tombstoneTag+`"`) {
+				unreadable++
+			}
+			continue
+		}
+		m.Place.List, m.Place.Index = list, at+int64(i)
+		messages = append(messages, m)
+	}
+	return messages, unreadable, tombstones
+}
+
+// newest are hashes of up to 8 of the elements at the head, farther and farther
+// apart: should the newest be pulled, those behind them still tell the place.
+func (b *Broker) newest(elements []string) []uint64 {
+	out := []uint64{}
+	for i := 0; i < len(elements); i += max(1, i) {
+		if elements[i] != tombstone {
+			out = append(out, b.hash(elements[i]))
+		}
+	}
+	return out[:min(len(out), 8)]
+}
+
+// Arrivals yields what is new at the head of a list since it was last asked for,
+// or since the first sweep: the elements before the first one that it remembers,
+// or all. What a worker gives back lands at the tail: see Returned.
+func (b *Broker) Arrivals(ctx context.Context, list string, yield func([]reconciler.Message) error) error {
+	var known, newest []uint64
+	b.with(list, func(s *listState) { known = s.newest })
+	first := true
+	err := b.walk(ctx, b.pace(), list, func(at int64, elements []string) (bool, error) {
+		if first {
+			newest, first = b.newest(elements), false
+		}
+		more := true
+		for i, e := range elements {
+			if slices.Contains(known, b.hash(e)) {
+				elements, more = elements[:i], false
+				break
+			}
+		}
+		messages, _, _ := b.read(list, at, elements)
+		if len(messages) == 0 {
+			return more, nil
+		}
+		return more, yield(messages)
+	})
+	if err == nil {
+		b.with(list, func(s *listState) { s.newest = newest })
+	}
+	return err
+}
+
+// returnedMax is how many elements at the tail Returned reads at most.
+const returnedMax = 100
+
+// Returned yields the messages at the tail of a list, up to 100 in up to about
+// 256 KiB: workers that stop, and the visibility timeout, give back to there.
+func (b *Broker) Returned(ctx context.Context, list string, yield func([]reconciler.Message) error) error {
+	length, err := b.client.LLen(ctx, list).Result()
+	if wrongType(err) {
+		return nil
+	}
+	if err != nil {
+		return failed("read list", err)
+	}
+	n := window(windowFirst)
+	for read, size := int64(0), 0; read < min(length, returnedMax) && size < windowBytes; {
+		count := min(int64(n), returnedMax-read)
+		elements, err := b.client.LRange(ctx, list, -read-count, -read-1).Result()
+		if wrongType(err) {
+			return nil
+		}
+		if err != nil {
+			return failed("read list", err)
+		}
+		if len(elements) == 0 {
+			return nil
+		}
+		read += int64(len(elements))
+		for _, e := range elements {
+			size += len(e)
+		}
+		messages, _, _ := b.read(list, max(0, length-read), elements)
+		if len(messages) > 0 {
+			if err := yield(messages); err != nil {
+				return err
+			}
+		}
+		n.read(elements)
+	}
+	return nil
+}

@@ -1,0 +1,4 @@
+package celery
+
+// Tombstone is what pull.lua puts in the place of a message.
+const Tombstone = tombstone
