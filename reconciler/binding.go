@@ -76,7 +76,17 @@ const (
 	Row
 	// Canary is a probe of a source; it has no artifacts and ends in a no-op.
 	Canary
+	// TaskMessages are the messages of a task, queued and unacked.
+	TaskMessages
+	// RowMessages are the messages of all tasks that have a row's key for an argument.
+	RowMessages
+	// QueueList is a list of the broker, by its key, in which something is new.
+	QueueList
 )
+
+// OfMessages tells whether the subject's artifacts are messages, which are found
+// by a sweep over the broker, and not by their names.
+func (k Kind) OfMessages() bool { return k == TaskMessages || k == RowMessages }
 
 // Subject names something to look at: the key of the queue. It carries no truth.
 type Subject struct {
@@ -94,6 +104,31 @@ func TaskSubject(id string) Subject { return Subject{Kind: Task, ID: CanonicalID
 func RowSubject(i int, key string) Subject {
 	return Subject{Kind: Row, Binding: i, ID: CanonicalID(key)}
 }
+
+// Messages names the messages of a task, or of the tasks of a row.
+func (s Subject) Messages() Subject {
+	switch s.Kind {
+	case Task:
+		s.Kind = TaskMessages
+	case Row:
+		s.Kind = RowMessages
+	}
+	return s
+}
+
+// Owner names the task or the row that messages are of, and else the subject itself.
+func (s Subject) Owner() Subject {
+	switch s.Kind {
+	case TaskMessages:
+		s.Kind = Task
+	case RowMessages:
+		s.Kind = Row
+	}
+	return s
+}
+
+// Subject names the row.
+func (r RowRef) Subject() Subject { return RowSubject(r.Binding, r.Key) }
 
 // CanonicalID is the one spelling of an id under which everything of a task is
 // merged: lower-case with dashes for what is a UUID in any spelling that

@@ -106,6 +106,11 @@ func (c *comparison) lookUpRest(ctx context.Context) error {
 		if len(batch) == 0 {
 			return nil
 		}
+		if c.r.byArgument { // only what they hold tells of which row they are
+			if err := c.addRefs(ctx, batch); err != nil {
+				return err
+			}
+		}
 		answer, err := c.r.Rows.Look(ctx, batch)
 		if err != nil {
 			return fmt.Errorf("read rows: %w", err)
@@ -116,7 +121,7 @@ func (c *comparison) lookUpRest(ctx context.Context) error {
 			switch {
 			case s.Exists:
 				c.living++
-			case s.Candidates != 0:
+			case s.Candidates != 0 || c.r.byArgument:
 				absent, states = append(absent, batch[i]), append(states, s)
 			}
 		}
@@ -144,6 +149,20 @@ func (c *comparison) lookUpRest(ctx context.Context) error {
 	return ask()
 }
 
+// addRefs adds the rows that the results of tasks name.
+func (c *comparison) addRefs(ctx context.Context, batch []Look) error {
+	found, err := c.r.Artifacts.Look(ctx, batch)
+	if err != nil {
+		return fmt.Errorf("read artifacts: %w", err)
+	}
+	for i, f := range found {
+		u := &unit{work: &Work{}, look: batch[i], found: f}
+		batch[i].Refs = c.r.refsOf(u)
+		c.r.exchangeSeen(u)
+	}
+	return nil
+}
+
 // suspect keeps what may be a bound task's. Other tasks' results, of which there may
 // be any number, are told by their names, and let go here.
 func (c *comparison) suspect(ctx context.Context, absent []Look, states []RowState) error {
@@ -159,11 +178,12 @@ func (c *comparison) suspect(ctx context.Context, absent []Look, states []RowSta
 		if len(f.Artifacts) == 0 {
 			continue
 		}
+		c.r.exchangeSeen(&unit{look: absent[i], found: f})
 		ours, unknown := attributable(c.r.attribution(absent[i].Subject, f, states[i]))
 		switch {
-		case len(ours) == 0 && !f.Deleted && !c.r.Memory.Has(absent[i].Subject):
+		case len(ours) == 0 && !f.Deleted && !c.r.remembers(absent[i]):
 			if unknown > 0 {
-				c.unknown[c.r.firstName(states[i].Candidates)]++
+				c.unknown[c.r.ownerName(states[i].Candidates)]++
 			}
 			continue
 		case len(c.suspects) < maxSuspects:

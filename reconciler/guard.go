@@ -176,21 +176,21 @@ func (g *Guard) doubt(t Tally) string {
 // guard shows the guard what the batch is about to remove on evidence absent, and
 // takes it back where that trips it. What has not passed the other rules does not
 // count: its row may only not be committed yet.
-func (r *Reconciler) guard(ctx context.Context, works []*Work, situations []Situation, decisions []Decision) error {
+func (r *Reconciler) guard(ctx context.Context, works []*Work, units []*unit) error {
 	seen, orphans, weak := 0, 0, 0
 	var weakIn BindingSet
-	for i, w := range works {
-		s, d := &situations[i], &decisions[i]
+	for _, u := range units {
+		w, d := works[u.of], &u.decision
 		fromEvent := w.Trigger == ByEvent
 		switch {
 		case d.Outcome == OutcomeRemoved && d.Evidence == Absent && !w.Accepted:
 			weak++
-			weakIn |= s.Row.Candidates
+			weakIn |= u.row.Candidates
 			if fromEvent {
 				seen++
 				orphans++
 			}
-		case fromEvent && s.Row.Exists && w.Attempts == 0:
+		case fromEvent && u.row.Exists && w.Attempts == 0:
 			seen++
 		}
 	}
@@ -208,16 +208,11 @@ func (r *Reconciler) guard(ctx context.Context, works []*Work, situations []Situ
 	}
 	r.logTrip(ctx)
 	reason := r.Guard.Tripped().Reason
-	for i := range situations {
-		situations[i].Guard = reason // an identity is judged by passes alone
-		decisions[i] = Decide(situations[i])
+	for _, u := range units {
+		u.situation.Guard = reason // an identity is judged by passes alone
+		u.decision = Decide(u.situation)
 	}
 	return nil
-}
-
-// attribution is a Situation of which only attributable is asked.
-func (r *Reconciler) attribution(s Subject, f Found, row RowState) Situation {
-	return Situation{Bindings: r.Bindings, Subject: s, Row: row, Found: f, Foreign: r.foreign.Load()}
 }
 
 func (r *Reconciler) logTrip(ctx context.Context) {

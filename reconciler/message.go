@@ -1,6 +1,9 @@
 package reconciler
 
-import "context"
+import (
+	"context"
+	"strings"
+)
 
 // RowRef names a row by its key, as an argument of a task does.
 type RowRef struct {
@@ -48,9 +51,33 @@ type Place struct {
 	Envelope, Held string
 }
 
+// task is the subject that the message is of.
+func (m *Message) task() Subject { return TaskSubject(m.ID) }
+
+// Bare is a copy that keeps nothing of the message's bytes alive.
+func (m *Message) Bare() *Message {
+	b := *m
+	b.ID, b.Name, b.TraceParent = strings.Clone(m.ID), strings.Clone(m.Name), strings.Clone(m.TraceParent)
+	b.Refs = cloneRefs(m.Refs)
+	if m.Body != nil {
+		b.Body = &ChordBody{strings.Clone(m.Body.ID), strings.Clone(m.Body.Name), cloneRefs(m.Body.Refs)}
+	}
+	b.Place = Place{Kind: m.Place.Kind, Tag: strings.Clone(m.Place.Tag)}
+	return &b
+}
+
+func cloneRefs(refs []RowRef) []RowRef {
+	out := make([]RowRef, len(refs))
+	for i, r := range refs {
+		out[i] = RowRef{r.Binding, strings.Clone(r.Key)}
+	}
+	return out
+}
+
 // Pull asks for one message to be taken out of the broker, only while it is
 // what it was when it was read.
 type Pull struct {
+	// Subject is the task.
 	Subject Subject
 	Message Message
 }
@@ -65,6 +92,9 @@ type Messages interface {
 	// Pull answers in order: Removed; Changed where the message is not there any
 	// more (popped, given back, acknowledged); Stale, Paused or Held.
 	Pull(ctx context.Context, epoch uint64, pulls []Pull) ([]RemoveStatus, error)
-	// Revoke tells all workers not to run these tasks, and how many workers heard it.
-	Revoke(ctx context.Context, ids []string) (workers int, err error)
+	// Revoke tells all workers not to run these tasks. It gives how many heard it, and
+	// how many there should be.
+	Revoke(ctx context.Context, ids []string) (heard, workers int, err error)
+	// Release ends an operator's hold on the messages of tasks whose row exists.
+	Release(ctx context.Context, tasks []Subject) error
 }

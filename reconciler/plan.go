@@ -42,6 +42,7 @@ const (
 	HeldByPolicy       HeldBy = "policy"
 	HeldByPause        HeldBy = "pause"
 	HeldByRestore      HeldBy = "restore"
+	HeldByChord        HeldBy = "chord"
 	HeldByChange       HeldBy = "change"
 	HeldByError        HeldBy = "error"
 )
@@ -85,6 +86,9 @@ type Situation struct {
 	Guard    string
 	GuardAll bool
 	Accepted bool
+	// MayRun: it has not ended as far as we know, and was not revoked before. Only
+	// messages are looked at for that.
+	MayRun bool
 }
 
 // FenceState is how far a fence has come.
@@ -107,6 +111,9 @@ type Decision struct {
 	Evidence Evidence
 	// Remove are the artifacts to remove, where Outcome is OutcomeRemoved.
 	Remove []Artifact
+	// Revoke: workers may have it in their hands, and are told to drop it. Held: they
+	// have, for sure.
+	Revoke, Held bool
 	// After is when to come back, where Outcome is OutcomeDeferred.
 	After time.Duration
 	// Reason is for people.
@@ -120,7 +127,9 @@ func retry(from, to time.Duration, attempts int) time.Duration {
 
 // Decide is the whole judgement: no clock, no store, no state.
 func Decide(s Situation) Decision {
-	if len(s.Found.Artifacts) == 0 {
+	// What is in no key may still be in a worker's hands; only a deletion speaks of that.
+	unseen := len(s.Found.Artifacts) == 0
+	if unseen && (!s.MayRun || len(s.Deletions) == 0) {
 		return Decision{Outcome: OutcomeNoop, Reason: "nothing of it is there"}
 	}
 	if s.Row.Exists {
@@ -135,7 +144,7 @@ func Decide(s Situation) Decision {
 		return Decision{Outcome: OutcomeKept, Reason: "the row exists"}
 	}
 	ours, unknown := attributable(s)
-	if len(ours) == 0 {
+	if len(ours) == 0 && !unseen {
 		if unknown > 0 {
 			return Decision{
 				Outcome: OutcomeReported, HeldBy: HeldByUnknown, Evidence: Absent,
@@ -144,7 +153,7 @@ func Decide(s Situation) Decision {
 		}
 		return Decision{Outcome: OutcomeKept, Reason: "another task's"}
 	}
-	d := Decision{Outcome: OutcomeRemoved, Evidence: evidence(s), Remove: ours}
+	d := Decision{Outcome: OutcomeRemoved, Evidence: evidence(s)}
 	if held := hold(s, d.Evidence); held.HeldBy != HeldByNothing {
 		held.Evidence = d.Evidence
 		return held
@@ -152,6 +161,25 @@ func Decide(s Situation) Decision {
 	d.Reason = "the row was deleted"
 	if d.Evidence == Absent {
 		d.Reason = "no such row"
+	}
+	left := 0
+	for _, a := range ours {
+		if a.Left {
+			left++
+			continue
+		}
+		d.Remove = append(d.Remove, a)
+		d.Held = d.Held || a.Kind == UnackedMessage
+	}
+	// R9: not one whose only message we take out of a queue.
+	d.Revoke = s.MayRun && (d.Held || left > 0 || unseen)
+	d.Held = d.Held || left > 0
+	switch {
+	case unseen:
+		d.Outcome, d.Reason = OutcomeNoop, "nothing of it is there, but it may run"
+	case len(d.Remove) == 0:
+		d.Outcome, d.HeldBy = OutcomeReported, HeldByChord
+		d.Reason = "revoked, and left where it is: its chord ends with an error when a worker meets it"
 	}
 	return d
 }
@@ -242,6 +270,11 @@ func attributed(s Situation, a Artifact, deletedIn BindingSet) (known, mine bool
 		return true, s.Row.Candidates.Has(s.Subject.Binding) || deletedIn.Has(s.Subject.Binding)
 	}
 	known = a.Name != "" || s.Row.Candidates == 0
+	open := false // its arguments would lead to a row, and nothing tells them
+	for i, b := range s.Bindings {
+		open = open || b.ByArgument() && !s.Row.Argued.Has(i) && (a.Name == "" || b.HasName(a.Name))
+	}
+	known = known && !open
 	for i, b := range s.Bindings {
 		switch {
 		case deletedIn.Has(i), s.Remembered || s.Found.Deleted:
@@ -250,6 +283,9 @@ func attributed(s Situation, a Artifact, deletedIn BindingSet) (known, mine bool
 				return true, true
 			}
 		case !s.Row.Candidates.Has(i):
+		case open && !b.Exclusive:
+		case a.Message != nil && len(b.Names) == 0:
+			known = false // R7: absence is no evidence for a message of any name
 		case a.Name != "":
 			// An id that is in no column says nothing by itself: every other task's is not either.
 			if b.HasName(a.Name) && (s.Row.Keyed.Has(i) || len(b.Names) > 0 || b.Exclusive) {

@@ -45,4 +45,7 @@ type Policy struct {
 	// MaxAbsentRatio of at least MinSample tasks may look orphaned before the guard trips.
 	MaxAbsentRatio float64
 	MinSample      int
+	// RemoveChords: messages of a chord's members are removed like any other. Else
+	// they are left and revoked, so that the chord ends with an error.
+	RemoveChords bool
 }

@@ -51,6 +51,10 @@ type Options struct {
 	// the one that was kept then.
 	RecordIdentity func(ctx context.Context, identity string) (kept string, err error)
 	Guard          *Guard
+	// Messages is the broker, nil where messages are not looked at. FindQueues finds
+	// its queues anew, before each pass.
+	Messages   Messages
+	FindQueues func(ctx context.Context) error
 	// Memory of deletions seen; shared with whoever offers them.
 	Memory *Memory
 	Log    *slog.Logger
@@ -63,6 +67,12 @@ type Options struct {
 type Reconciler struct {
 	Options
 	telemetry *telemetry
+
+	// byArgument: some binding leads from a task's arguments to a row; byID: some
+	// leads there from its id.
+	byArgument, byID bool
+	revokes          *revokes
+	seen             *Seen
 
 	firstPass atomic.Bool
 	foreign   atomic.Bool
@@ -78,7 +88,11 @@ func New(o Options) (*Reconciler, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	r := &Reconciler{Options: o}
+	r := &Reconciler{Options: o, revokes: newRevokes(), seen: NewSeen(seenLimit, seenAge, o.Now)}
+	for _, b := range o.Bindings {
+		r.byArgument = r.byArgument || b.ByArgument()
+		r.byID = r.byID || b.CeleryID || len(b.Columns) > 0
+	}
 	t, err := newTelemetry(r)
 	if err != nil {
 		return nil, fmt.Errorf("instruments: %w", err)
@@ -94,16 +108,14 @@ func (r *Reconciler) BeginTerm() {
 	r.Rows.Reset()
 }
 
+// What is remembered of messages: so many tasks, some 300 bytes each, and for so long.
+const (
+	seenLimit = 100_000
+	seenAge   = 24 * time.Hour
+)
+
 // promptWindow is how long after its commit a deletion is acted on at once.
 const promptWindow = time.Second
-
-// look is what one batch knows of one work.
-type look struct {
-	found Found
-	row   RowState
-	// sees: every deletion is visible to the rows; prompt: all were committed just now.
-	sees, prompt bool
-}
 
 // Reconcile judges a batch and acts on it; one Verdict each, in order. An error
 // of a store is in the verdicts of what depended on it. The error is ErrStale
@@ -177,118 +189,146 @@ func (r *Reconciler) Waiting() []Transaction {
 }
 
 func (r *Reconciler) judge(ctx context.Context, term Term, works []*Work, verdicts []Verdict, spans []*workSpan) error {
-	looks, err := r.look(ctx, works, spans)
+	messages := works[0].Subject.Kind.OfMessages() // they have a queue of their own
+	find := r.look
+	if messages {
+		find = func(ctx context.Context, works []*Work, spans []*workSpan) ([]*unit, error) {
+			return r.findMessages(ctx, term, works, spans)
+		}
+	}
+	units, err := find(ctx, works, spans)
 	if err != nil {
 		return err
 	}
-	situations := make([]Situation, len(works))
-	decisions := make([]Decision, len(works))
-	for i, w := range works {
-		now := r.Now()
-		w.notice(digestOf(looks[i].found.Artifacts), now)
-		situations[i] = r.situation(term, w, &looks[i], now)
-		decisions[i] = Decide(situations[i])
-	}
-	if err := r.guard(ctx, works, situations, decisions); err != nil {
+	r.notice(works, units)
+	if err := r.decide(ctx, term, works, units); err != nil {
 		return err
 	}
-	var removals []Removal
-	var of []int
-	var unfenced []*Work
-	for i, w := range works {
-		d := decisions[i]
-		switch {
-		case d.Outcome == OutcomeRemoved: // a verdict only once it is carried out
-			removals = append(removals, Removal{Subject: w.Subject, Artifacts: d.Remove, Record: r.record(w, d, spans[i], r.Now())})
-			of = append(of, i)
-			continue
-		case d.Outcome == OutcomeDeferred && w.Fence == nil:
-			unfenced = append(unfenced, w)
+	// Looking at messages again is dear, so what only waits for nobody to be
+	// inserting the row is judged again at once.
+	if late := unfenced(units); messages && len(late) > 0 {
+		if err := r.judgeLate(ctx, term, works, units, late, spans); err != nil {
+			return err
 		}
-		verdicts[i].Decision = d
 	}
-	return errors.Join(
-		r.remove(ctx, term, decisions, verdicts, removals, of, spans),
-		r.revive(ctx, works, looks),
-		r.fence(ctx, unfenced), // without one, the next look takes it
+	err = errors.Join(
+		r.remove(ctx, term, units, verdicts, spans),
+		r.takeMessages(ctx, term, units, verdicts, spans),
+		r.revive(ctx, units),
+		r.fence(ctx, unfenced(units)), // without one, the next look takes it
 	)
+	for _, u := range units {
+		switch acts := u.decision.Outcome == OutcomeRemoved || u.decision.Revoke; {
+		case !acts:
+			verdicts[u.of].merge(Verdict{Decision: u.decision})
+		case !u.done && err != nil:
+			verdicts[u.of].merge(failed(err, works[u.of].Attempts+1))
+		}
+		// A deleted row's messages lead to its tasks, whose results go as well.
+		if u.work.Subject.Kind == RowMessages && len(u.work.Deletions) > 0 && !u.row.Exists {
+			verdicts[u.of].Tasks = append(verdicts[u.of].Tasks, u.look)
+		}
+	}
+	for i := range works {
+		if verdicts[i].Outcome == "" && err == nil {
+			verdicts[i].Decision = Decision{Outcome: OutcomeNoop, Reason: "nothing of it is there"}
+		}
+	}
+	return err
+}
+
+// notice tells each work what was found of it, in all its units.
+func (r *Reconciler) notice(works []*Work, units []*unit) {
+	digests := make([]uint64, len(works))
+	looked := make([]bool, len(works))
+	for _, u := range units {
+		digests[u.of] += digestOf(u.found.Artifacts)
+		looked[u.of] = true
+	}
+	for i, w := range works {
+		if looked[i] || w.Subject.Kind == RowMessages {
+			w.notice(digests[i], r.Now())
+		}
+	}
+}
+
+func (r *Reconciler) decide(ctx context.Context, term Term, works []*Work, units []*unit) error {
+	for _, u := range units {
+		u.situation = r.situation(term, u, r.Now())
+		u.decision = Decide(u.situation)
+	}
+	return r.guard(ctx, works, units)
+}
+
+// judgeLate fences units that were too late to be prompt, and judges them again
+// where nothing runs.
+func (r *Reconciler) judgeLate(ctx context.Context, term Term, works []*Work, units []*unit, late []*Work, spans []*workSpan) error {
+	if err := r.fence(ctx, late); err != nil {
+		return err
+	}
+	if err := r.observeFences(ctx, late); err != nil {
+		return err
+	}
+	if err := r.lookRows(ctx, works, units, spans); err != nil {
+		return err
+	}
+	return r.decide(ctx, term, works, units)
+}
+
+// unfenced are the works that wait, and have no fence yet.
+func unfenced(units []*unit) (works []*Work) {
+	for _, u := range units {
+		if u.decision.Outcome == OutcomeDeferred && u.work.Fence == nil {
+			works = append(works, u.work)
+		}
+	}
+	return works
 }
 
 // revive forgets the deletions of rows that exist again.
-func (r *Reconciler) revive(ctx context.Context, works []*Work, looks []look) error {
-	var revived []Subject
-	for i, w := range works {
-		l := &looks[i]
-		if !l.row.Exists || !l.sees {
+func (r *Reconciler) revive(ctx context.Context, units []*unit) error {
+	var revived, held []Subject
+	for _, u := range units {
+		if !u.row.Exists || !u.sees {
 			continue
 		}
-		r.Memory.Forget(w.Subject)
-		if l.found.Deleted || !l.found.HoldUntil.IsZero() {
-			revived = append(revived, w.Subject)
+		r.Memory.Forget(u.look.Subject)
+		if len(u.look.Refs) == 1 && !r.byID { // else the row that exists may be another
+			r.Memory.Forget(u.look.Refs[0].Subject())
+		}
+		if u.found.Deleted || !u.found.HoldUntil.IsZero() {
+			revived = append(revived, u.look.Subject)
+		}
+		if !u.found.HoldUntil.IsZero() && u.look.Subject.Kind == Task {
+			held = append(held, u.look.Subject)
 		}
 	}
 	if len(revived) == 0 {
 		return nil
 	}
+	if len(held) > 0 && r.Messages != nil {
+		if err := r.Messages.Release(ctx, held); err != nil {
+			return fmt.Errorf("release messages: %w", err)
+		}
+	}
 	return r.Artifacts.Revive(ctx, revived)
 }
 
-// look reads the artifacts of the batch, then the rows of those that have any.
-func (r *Reconciler) look(ctx context.Context, works []*Work, spans []*workSpan) ([]look, error) {
-	asked := make([]Look, len(works))
-	for i, w := range works {
-		asked[i] = Look{Subject: w.Subject, Spelling: w.Spelling}
-	}
-	began := r.Now()
-	found, err := r.Artifacts.Look(ctx, asked)
-	if err != nil {
-		return nil, fmt.Errorf("read artifacts: %w", err)
-	}
-	r.telemetry.step(ctx, spans, stepArtifacts, began, r.Now())
-	looks := make([]look, len(works))
-	var rows []Look
-	var of []int
-	for i := range works {
-		looks[i].found = found[i]
-		if len(found[i].Artifacts) > 0 {
-			rows = append(rows, asked[i])
-			of = append(of, i)
-		}
-	}
-	if len(rows) == 0 {
-		return looks, nil
-	}
-	began = r.Now()
-	answer, err := r.Rows.Look(ctx, rows)
-	if err != nil {
-		return nil, fmt.Errorf("read rows: %w", err)
-	}
-	r.telemetry.step(ctx, spans, stepRows, began, r.Now())
-	for j, i := range of {
-		looks[i].row = answer.States[j]
-		looks[i].sees, looks[i].prompt = true, len(works[i].Deletions) > 0
-		for _, d := range works[i].Deletions {
-			looks[i].sees = looks[i].sees && answer.Snapshot.Sees(d.Commit.XID)
-			looks[i].prompt = looks[i].prompt && answer.Snapshot.At.Sub(d.Commit.Time) < min(promptWindow, r.Policy.Grace)
-		}
-		r.noteForeign(found[i])
-	}
-	return looks, nil
-}
-
-func (r *Reconciler) situation(term Term, w *Work, l *look, now time.Time) Situation {
+func (r *Reconciler) situation(term Term, u *unit, now time.Time) Situation {
 	guard, guardAll := "", false
 	if t := r.Guard.Tripped(); t != nil {
 		guard, guardAll = t.Reason, t.All
 	}
+	w := u.work
 	return Situation{
-		Bindings: r.Bindings, Policy: r.Policy, Subject: w.Subject, Row: l.row, Found: l.found,
-		Deletions: w.Deletions, Visible: l.sees, Fresh: len(w.Deletions) > 0 && !w.changed,
-		Prompt:     l.prompt && !l.found.Deleted,
-		Remembered: r.Memory.Has(w.Subject),
+		Bindings: r.Bindings, Policy: r.Policy, Subject: u.look.Subject, Row: u.row, Found: u.found,
+		Deletions: w.Deletions, Visible: u.sees, Fresh: len(w.Deletions) > 0 && !w.changed,
+		Prompt:     u.prompt && !u.found.Deleted,
+		Remembered: r.remembers(u.look),
 		Attempts:   w.Attempts,
 		Age:        now.Sub(w.since), Fence: fenceState(w.Fence), Behind: w.Fence != nil && term.Position() < w.Fence.At(),
 		FirstPass: r.firstPass.Load(), Foreign: r.foreign.Load(), Guard: guard, GuardAll: guardAll, Accepted: w.Accepted,
+		MayRun: u.mayRun,
 	}
 }
 
@@ -316,81 +356,4 @@ func (r *Reconciler) fence(ctx context.Context, works []*Work) error {
 		w.Fence = f
 	}
 	return nil
-}
-
-func (r *Reconciler) remove(ctx context.Context, term Term, decisions []Decision, verdicts []Verdict, removals []Removal, of []int, spans []*workSpan) error {
-	if len(removals) == 0 {
-		return nil
-	}
-	began := r.Now()
-	results, err := r.Artifacts.Remove(ctx, term.Epoch, removals)
-	if err != nil {
-		return fmt.Errorf("remove: %w", err)
-	}
-	removed := make([]*workSpan, len(of))
-	for j, i := range of {
-		removed[j] = spans[i]
-	}
-	r.telemetry.step(ctx, removed, stepRemove, began, r.Now())
-	for j, i := range of {
-		d, res := decisions[i], results[j]
-		v := Verdict{Decision: d, Removed: res.Count}
-		switch res.Status {
-		case Removed:
-			if total(res.Count) == 0 {
-				v.Outcome, v.Reason = OutcomeNoop, "it has gone by itself"
-			}
-		case Changed:
-			v.Outcome, v.HeldBy, v.After = OutcomeDeferred, HeldByChange, 0
-			v.Reason = "it was written again meanwhile"
-		case Paused:
-			v.Outcome, v.HeldBy, v.After = OutcomeDeferred, HeldByPause, maxRetry
-			v.Reason = "removals are paused"
-		case Held:
-			v.Outcome, v.HeldBy = OutcomeReported, HeldByRestore
-			v.Reason = "restored by an operator"
-		case Stale:
-			err = ErrStale
-			continue
-		}
-		verdicts[i] = v
-	}
-	return err
-}
-
-func total(counts map[ArtifactKind]int) (n int) {
-	for _, c := range counts {
-		n += c
-	}
-	return n
-}
-
-func (r *Reconciler) record(w *Work, d Decision, span *workSpan, now time.Time) Record {
-	rec := Record{Evidence: d.Evidence, Trigger: w.Trigger, Removed: now, TraceID: span.traceID()}
-	if n := len(w.Deletions); n > 0 {
-		del := w.Deletions[n-1]
-		rec.Table, rec.Key = r.Bindings[del.Binding].Name(), del.Key
-		rec.LSN, rec.XID, rec.CommitTime = del.Commit.LSN.String(), del.Commit.XID, del.Commit.Time
-	} else if w.Subject.Kind == Row {
-		rec.Table, rec.Key = r.Bindings[w.Subject.Binding].Name(), w.Subject.ID
-	}
-	return rec
-}
-
-func (r *Reconciler) noteForeign(f Found) {
-	for _, a := range f.Artifacts {
-		if ForeignName(r.Bindings, a.Name) && !r.foreign.Swap(true) {
-			r.Log.Info("other tasks share this place in Redis: results without a task name are only reported from now on",
-				"name", a.Name, "fix", "set exclusive: true for the binding if that is wrong")
-		}
-	}
-}
-
-func (r *Reconciler) names(set BindingSet) (names []string) {
-	for i, b := range r.Bindings {
-		if set.Has(i) {
-			names = append(names, b.Name())
-		}
-	}
-	return names
 }

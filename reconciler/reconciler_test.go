@@ -49,6 +49,14 @@ func (f *failing) Remove(_ context.Context, _ uint64, rs []Removal) ([]RemoveRes
 	return out, nil
 }
 
+func (f *failing) Bury(_ context.Context, _ uint64, bs []Burial) ([]Buried, error) {
+	out := make([]Buried, len(bs))
+	for i, b := range bs {
+		out[i] = Buried{Status: Removed, Revoke: b.Revoke}
+	}
+	return out, f.err("bury")
+}
+
 func (f *failing) Revive(context.Context, []Subject) error { return f.err("revive") }
 
 type failingRows struct{ *failing }

@@ -13,9 +13,10 @@ type Pass struct {
 	Ended   time.Time `json:"ended,omitzero"`
 	// Stage is what it is at: scanning, comparing, waiting, judging, submitting, done, failed.
 	Stage string `json:"stage"`
-	// Scanned keys, and of them those that have no row.
-	Scanned int64 `json:"scanned"`
-	Suspect int64 `json:"suspects"`
+	// Scanned keys and, of Messages apart, those that have no row.
+	Scanned  int64 `json:"scanned"`
+	Messages int64 `json:"messages"`
+	Suspect  int64 `json:"suspects"`
 	// Orphans on evidence absent; Deleted have a known deletion and are in hand.
 	Orphans int64 `json:"orphans"`
 	Deleted int64 `json:"deleted"`
@@ -36,6 +37,7 @@ type OrphanCount struct {
 // The stages of a pass.
 const (
 	stageScan    = "scanning"
+	stageSweep   = "reading messages"
 	stageCompare = "comparing"
 	stageWait    = "waiting for replication"
 	stageJudge   = "judging"
@@ -117,6 +119,12 @@ func (r *Reconciler) compareAll(ctx context.Context, term Term, observe bool, su
 	if err := c.flush(ctx); err != nil {
 		return false, err
 	}
+	m := &messageLook{r: r, unknown: c.unknown}
+	if r.Messages != nil {
+		if err := r.sweepAll(ctx, m); err != nil {
+			return false, err
+		}
+	}
 	// A backlog in the slot is evidence deleted, not a mass of absent rows: all
 	// that was deleted before the comparison ended must have been read.
 	now, err := r.Rows.Running(ctx)
@@ -128,7 +136,7 @@ func (r *Reconciler) compareAll(ctx context.Context, term Term, observe bool, su
 		return false, err
 	}
 	r.update(func(p *Pass) { p.Stage = stageJudge })
-	t, confirmed, err := r.classify(ctx, c)
+	t, confirmed, err := r.classify(ctx, c, m)
 	if err != nil {
 		return false, err
 	}
@@ -164,7 +172,25 @@ func (r *Reconciler) compareAll(ctx context.Context, term Term, observe bool, su
 		confirmed = confirmed[n:]
 		r.update(func(p *Pass) { p.Submitted += int64(n) })
 	}
-	return ok && c.dropped > 0, nil
+	return ok && c.dropped+m.dropped > 0, nil
+}
+
+// sweepAll compares all messages with the rows.
+func (r *Reconciler) sweepAll(ctx context.Context, m *messageLook) error {
+	r.update(func(p *Pass) { p.Stage = stageSweep })
+	if err := r.FindQueues(ctx); err != nil {
+		return fmt.Errorf("find the queues: %w", err)
+	}
+	err := m.run(ctx, func(ctx context.Context, yield func([]Message) error) error {
+		return r.Messages.Sweep(ctx, func(batch []Message) error {
+			r.update(func(p *Pass) { p.Messages += int64(len(batch)) })
+			return yield(batch)
+		})
+	})
+	if err != nil {
+		return fmt.Errorf("sweep over messages: %w", err)
+	}
+	return nil
 }
 
 func waitPosition(ctx context.Context, term Term, at LSN) error {
@@ -184,6 +210,8 @@ func waitPosition(ctx context.Context, term Term, at LSN) error {
 type confirmedSuspect struct {
 	Look
 	deleted bool
+	// in are the bindings that it may be of.
+	in BindingSet
 }
 
 func onlyDeleted(in []confirmedSuspect) (out []confirmedSuspect) {
@@ -210,12 +238,15 @@ func (t *tally) holdAll(by HeldBy) {
 
 // classify looks again at all suspects, their values included, so that the pass
 // is judged as a whole before its first removal.
-func (r *Reconciler) classify(ctx context.Context, c *comparison) (tally, []confirmedSuspect, error) {
+func (r *Reconciler) classify(ctx context.Context, c *comparison, m *messageLook) (tally, []confirmedSuspect, error) {
 	t := tally{in: map[string]int64{}, held: map[OrphanCount]int64{}}
 	for b, n := range c.unknown {
 		t.held[OrphanCount{b, HeldByUnknown}] = n
 	}
-	unknown := func(in BindingSet) { t.held[OrphanCount{r.firstName(in), HeldByUnknown}]++ }
+	unknown := func(in BindingSet) { t.held[OrphanCount{r.ownerName(in), HeldByUnknown}]++ }
+	if err := m.again(ctx); err != nil {
+		return t, nil, err
+	}
 	var out []confirmedSuspect
 	var nameless, candidates []classified
 	var weakIn BindingSet
@@ -229,8 +260,8 @@ func (r *Reconciler) classify(ctx context.Context, c *comparison) (tally, []conf
 			if len(l.found.Artifacts) == 0 || l.row.Exists {
 				continue
 			}
-			if l.found.Deleted || r.Memory.Has(batch[i].Subject) {
-				out = append(out, confirmedSuspect{batch[i], true})
+			if l.found.Deleted || r.remembers(l.look) {
+				out = append(out, confirmedSuspect{Look: batch[i], deleted: true})
 				continue
 			}
 			cl := classified{look: batch[i], row: l.row}
@@ -257,15 +288,25 @@ func (r *Reconciler) classify(ctx context.Context, c *comparison) (tally, []conf
 			unknown(cl.row.Candidates)
 		}
 	}
-	deleted := len(out)
+	weak := make([]confirmedSuspect, 0, len(candidates))
 	for _, cl := range candidates {
-		out = append(out, confirmedSuspect{Look: cl.look})
-		weakIn |= cl.row.Candidates
-		t.in[r.firstName(cl.row.Candidates)]++
+		weak = append(weak, confirmedSuspect{Look: cl.look, in: cl.row.Candidates})
 	}
-	orphans := len(candidates)
-	t.Orphans = orphans + c.dropped
-	t.Seen = int(c.living) + t.Orphans
+	for _, s := range m.suspects {
+		if s.deleted {
+			out = append(out, s)
+		} else {
+			weak = append(weak, s)
+		}
+	}
+	deleted := len(out)
+	for _, s := range weak {
+		weakIn |= s.in
+		t.in[r.ownerName(s.in)]++
+	}
+	out = append(out, weak...)
+	t.Orphans = len(weak) + c.dropped + m.dropped
+	t.Seen = int(c.living) + m.living + t.Orphans
 	r.update(func(p *Pass) {
 		p.Orphans, p.Deleted = int64(t.Orphans), int64(deleted)
 		for _, n := range t.held {
@@ -315,7 +356,7 @@ func (r *Reconciler) doubts(ctx context.Context, t *Tally, weakIn BindingSet) er
 }
 
 // lookAll is look without works, for a pass.
-func (r *Reconciler) lookAll(ctx context.Context, asked []Look) ([]look, error) {
+func (r *Reconciler) lookAll(ctx context.Context, asked []Look) ([]*unit, error) {
 	works := make([]*Work, len(asked))
 	for i, a := range asked {
 		works[i] = &Work{Subject: a.Subject, Spelling: a.Spelling}
@@ -323,9 +364,11 @@ func (r *Reconciler) lookAll(ctx context.Context, asked []Look) ([]look, error) 
 	return r.look(ctx, works, make([]*workSpan, len(works)))
 }
 
-func (r *Reconciler) firstName(set BindingSet) string {
+// ownerName is the table under which something is counted: the first that it may be
+// of; where only its arguments would tell, the first that goes by these.
+func (r *Reconciler) ownerName(set BindingSet) string {
 	for i, b := range r.Bindings {
-		if set.Has(i) {
+		if set.Has(i) || set == 0 && b.ByArgument() {
 			return b.Name()
 		}
 	}

@@ -25,6 +25,19 @@ type Artifact struct {
 	Stamp Stamp
 	// Name is the Celery task name that the artifact itself tells, "" for none.
 	Name string
+	// Refs are the rows that it names by the task's arguments.
+	Refs []RowRef
+	// Ended: it is the result of a task that has ended.
+	Ended bool
+	// Message is what it is, where Kind is QueuedMessage or UnackedMessage. Its stamp
+	// is the delivery tag: it stays the same message wherever it is.
+	Message *Message
+	// Left: a chord needs it where it is, to end with an error.
+	Left bool
+}
+
+func messageArtifact(m *Message) Artifact {
+	return Artifact{Kind: m.Place.Kind, Stamp: Stamp{Head: m.Place.Tag}, Name: m.Name, Refs: m.Refs, Message: m}
 }
 
 // Stamp identifies a string value without holding much of it: a value of up to
@@ -48,6 +61,11 @@ type Found struct {
 	Deleted bool
 	// HoldUntil: restored, and not to be removed before then; zero for none.
 	HoldUntil time.Time
+	// Ended: a record says that its result, which we removed, was of a task that had
+	// ended. Revoked: it has been revoked before.
+	Ended, Revoked bool
+	// Table and Key are the row that a record is about, "" for none.
+	Table, Key string
 }
 
 // Look asks for the artifacts of a subject.
@@ -55,6 +73,10 @@ type Look struct {
 	Subject Subject
 	// Spelling is the id as it was seen, where Spellings does not give it.
 	Spelling string
+	// Refs are rows that are the task's too, whatever its id is.
+	Refs []RowRef
+	// Message was seen of it, without its bytes (Message.Bare); nil for none.
+	Message *Message
 }
 
 // Removal asks for artifacts of one subject to be removed, all in one step, and
@@ -76,6 +98,27 @@ type Record struct {
 	CommitTime time.Time `json:"commit_time,omitzero"`
 	TraceID    string    `json:"trace_id,omitempty"`
 	Removed    time.Time `json:"removed_at"`
+	// Ended: the removed result was of a task that had ended.
+	Ended bool `json:"ended,omitempty"`
+}
+
+// Burial asks for the record of a task whose messages are about to be removed.
+type Burial struct {
+	// Task is the subject of the record.
+	Task   Subject
+	Record Record
+	// Revoke asks for the right to revoke it, which is given once.
+	Revoke bool
+	// Count is what has been removed since the record was written; then nothing but
+	// that is noted.
+	Count map[ArtifactKind]int
+}
+
+// Buried is the answer: Removed where the record is written, Stale, Paused or Held.
+type Buried struct {
+	Status RemoveStatus
+	// Revoke: it is to be revoked now.
+	Revoke bool
 }
 
 // RemoveStatus is how a removal ended.
@@ -108,6 +151,9 @@ type Artifacts interface {
 	Look(ctx context.Context, looks []Look) ([]Found, error)
 	// Remove refuses with Stale where epoch is not the newest leader's.
 	Remove(ctx context.Context, epoch uint64, removals []Removal) ([]RemoveResult, error)
+	// Bury writes records before messages are removed, since those are in another
+	// place: what comes back of the task later is known by its record.
+	Bury(ctx context.Context, epoch uint64, burials []Burial) ([]Buried, error)
 	// Revive tells of subjects whose row exists though a record says that it was
 	// deleted, or holds it: the deletion is no evidence any more, the hold is over.
 	Revive(ctx context.Context, subjects []Subject) error
@@ -122,6 +168,8 @@ type RowState struct {
 	// Keyed are those of them in which the id can be the row's key: the bindings
 	// that match by celery_id, and the binding of a Row subject.
 	Keyed BindingSet
+	// Argued are those of them in which a Ref of the subject can be the row's key.
+	Argued BindingSet
 }
 
 // RowLook is the answer of one look at the rows.

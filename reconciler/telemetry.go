@@ -23,11 +23,14 @@ const (
 	metricErrors          = "orphanwatch.errors"
 	metricOrphans         = "orphanwatch.orphans"
 	metricGuard           = "orphanwatch.guard.tripped"
+	metricRevokes         = "orphanwatch.revokes"
 
 	spanReconcile = "reconcile"
 	stepArtifacts = "read artifacts"
 	stepRows      = "read rows"
 	stepRemove    = "remove"
+	stepSweep     = "sweep messages"
+	stepPull      = "pull messages"
 
 	keyTrigger   = attribute.Key("orphanwatch.trigger")
 	keyEvidence  = attribute.Key("orphanwatch.evidence")
@@ -50,13 +53,21 @@ const (
 	errOther       = "other"
 )
 
+// The values of outcome of metricRevokes: how many workers heard it, or that the
+// limit was reached.
+const (
+	revokeHeard   = "heard"
+	revokeUnheard = "unheard"
+	revokeSkipped = "skipped"
+)
+
 // LagBuckets are the bounds in seconds of the lag histogram.
 var LagBuckets = []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300}
 
 var (
 	triggers = []Trigger{ByDelete, ByEvent, ByResync}
 	outcomes = []Outcome{OutcomeRemoved, OutcomeKept, OutcomeNoop, OutcomeDeferred, OutcomeGuarded, OutcomeReported, OutcomeError}
-	kinds    = []ArtifactKind{ResultKey, CompanionKey}
+	kinds    = []ArtifactKind{ResultKey, CompanionKey, QueuedMessage, UnackedMessage}
 
 	errorTypes = []string{errUnreachable, errTimeout, errCanceled, errOther}
 )
@@ -69,6 +80,7 @@ type telemetry struct {
 	reconciliations metric.Int64Counter
 	removed         metric.Int64Counter
 	errors          metric.Int64Counter
+	revokes         metric.Int64Counter
 	byOutcome       map[Trigger]map[Outcome]metric.MeasurementOption
 	byKind          map[ArtifactKind]metric.MeasurementOption
 }
@@ -76,7 +88,7 @@ type telemetry struct {
 func newTelemetry(r *Reconciler) (*telemetry, error) {
 	m := otel.Meter(scope)
 	t := &telemetry{tracer: otel.Tracer(scope), bindings: r.Bindings, byKind: map[ArtifactKind]metric.MeasurementOption{}, byOutcome: map[Trigger]map[Outcome]metric.MeasurementOption{}}
-	var errs [8]error
+	var errs [9]error
 	t.lag, errs[0] = m.Float64Histogram(metricLag, metric.WithUnit("s"), metric.WithExplicitBucketBoundaries(LagBuckets...),
 		metric.WithDescription("From the commit of a delete, or the event of a key, to the first verified removal."))
 	t.duration, errs[1] = m.Float64Histogram(metricDuration, metric.WithUnit("s"), metric.WithExplicitBucketBoundaries(LagBuckets...),
@@ -99,6 +111,10 @@ func newTelemetry(r *Reconciler) (*telemetry, error) {
 		}
 		return nil
 	}, orphans, guard)
+	t.revokes, errs[8] = m.Int64Counter(metricRevokes, metric.WithDescription("Task ids to revoke, by what became of it: heard or unheard by workers, skipped over the limit."))
+	for _, outcome := range []string{revokeHeard, revokeUnheard, revokeSkipped} {
+		t.revoked(context.Background(), outcome, 0)
+	}
 	for _, tr := range triggers {
 		t.byOutcome[tr] = map[Outcome]metric.MeasurementOption{}
 		for _, o := range outcomes {
@@ -115,6 +131,10 @@ func newTelemetry(r *Reconciler) (*telemetry, error) {
 		t.removed.Add(context.Background(), 0, t.byKind[k])
 	}
 	return t, errors.Join(errs[:]...)
+}
+
+func (t *telemetry) revoked(ctx context.Context, outcome string, n int) {
+	t.revokes.Add(ctx, int64(n), metric.WithAttributes(attribute.String("outcome", outcome)))
 }
 
 // workSpan is the root span of one reconciliation; nil where nothing records.
@@ -198,7 +218,7 @@ func (t *telemetry) end(ctx context.Context, works []*Work, verdicts []Verdict, 
 func (t *telemetry) finish(w *Work, v Verdict, span *workSpan, lag float64, to time.Time) {
 	span.SetName(spanReconcile + " " + t.table(w))
 	span.SetAttributes(keyTrigger.String(string(w.Trigger)), keyOutcome.String(string(v.Outcome)), keyReason.String(v.Reason), keyLag.Float64(lag))
-	if w.Subject.Kind == Task {
+	if w.Subject.Owner().Kind == Task {
 		span.SetAttributes(keyMessageID.String(w.Subject.ID))
 	}
 	if v.Evidence != "" {
@@ -233,7 +253,7 @@ func (t *telemetry) table(w *Work) string {
 	switch {
 	case len(w.Deletions) > 0:
 		return t.bindings[w.Deletions[len(w.Deletions)-1].Binding].Name()
-	case w.Subject.Kind == Row:
+	case w.Subject.Owner().Kind == Row:
 		return t.bindings[w.Subject.Binding].Name()
 	case len(t.bindings) == 1:
 		return t.bindings[0].Name()

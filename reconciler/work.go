@@ -2,6 +2,8 @@ package reconciler
 
 import (
 	"hash/maphash"
+	"maps"
+	"slices"
 	"time"
 
 	"go.opentelemetry.io/otel/trace"
@@ -12,6 +14,8 @@ import (
 type Work struct {
 	Subject  Subject
 	Spelling string
+	// Messages were there when they were last looked for, or were seen since; bare.
+	Messages []*Message
 	Trigger  Trigger
 	// Seen is when the first of the merged events was seen.
 	Seen time.Time
@@ -35,6 +39,21 @@ type Work struct {
 	digest uint64
 	// last is the span of the previous attempt.
 	last trace.SpanContext
+}
+
+// maxMessages bounds what a work remembers of messages.
+const maxMessages = 16
+
+// See takes in a message that was seen.
+func (w *Work) See(m *Message) {
+	for _, known := range w.Messages {
+		if known.Place.Tag == m.Place.Tag {
+			return
+		}
+	}
+	if len(w.Messages) < maxMessages {
+		w.Messages = append(w.Messages, m)
+	}
 }
 
 // Renew makes the next look the first one: a newer deletion was seen.
@@ -61,9 +80,43 @@ type Verdict struct {
 	Decision
 	// Removed counts what was removed.
 	Removed map[ArtifactKind]int
+	// Tasks are those whose messages name the row that was deleted: their results are
+	// to be looked at on the same evidence.
+	Tasks []Look
 	// Err is why the outcome is OutcomeError.
 	Err error
 }
+
+// merge adds how another part of the same work ended: what has to come back decides,
+// then what was done.
+func (v *Verdict) merge(part Verdict) {
+	rank := func(o Outcome) int { return slices.Index(severity, o) }
+	removed := v.Removed
+	tasks := append(v.Tasks, part.Tasks...)
+	switch {
+	case rank(part.Outcome) == rank(v.Outcome) && v.Outcome == OutcomeDeferred:
+		if part.After < v.After {
+			v.Decision = part.Decision
+		}
+	case rank(part.Outcome) > rank(v.Outcome):
+		*v = part
+	}
+	v.Tasks = tasks
+	switch {
+	case removed == nil:
+		v.Removed = part.Removed
+	case part.Removed != nil:
+		v.Removed = maps.Clone(removed)
+		for kind, n := range part.Removed {
+			v.Removed[kind] += n
+		}
+	default:
+		v.Removed = removed
+	}
+}
+
+// severity are the outcomes, the least first.
+var severity = []Outcome{"", OutcomeNoop, OutcomeKept, OutcomeReported, OutcomeGuarded, OutcomeRemoved, OutcomeDeferred, OutcomeError}
 
 // Again tells whether, and in how long, the work has to come back.
 func (v Verdict) Again() (after time.Duration, again bool) {
@@ -76,9 +129,17 @@ var digestSeed = maphash.MakeSeed()
 func digestOf(artifacts []Artifact) uint64 {
 	var h maphash.Hash
 	h.SetSeed(digestSeed)
+	sum := uint64(0) // of messages, which come in any order
 	for _, a := range artifacts {
+		if a.Message != nil {
+			sum += digestOfTag(a.Message.Place.Tag)
+			continue
+		}
 		maphash.WriteComparable(&h, a.Key)
 		maphash.WriteComparable(&h, a.Stamp)
 	}
-	return h.Sum64()
+	return h.Sum64() + sum
 }
+
+// digestOfTag is the part of a message in the digest of artifacts.
+func digestOfTag(tag string) uint64 { return maphash.String(digestSeed, tag) }

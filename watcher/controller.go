@@ -19,6 +19,7 @@ import (
 type Judge interface {
 	Reconcile(ctx context.Context, term reconciler.Term, works []*reconciler.Work) ([]reconciler.Verdict, error)
 	Resync(ctx context.Context, term reconciler.Term, reason string, observe bool, submit func(context.Context, []reconciler.Suspect) error) (more bool, err error)
+	LookAtMessages(ctx context.Context, scan reconciler.MessageScan, onlyDeleted bool, submit func(context.Context, []reconciler.Suspect) error) (deleted int, err error)
 	BeginTerm()
 }
 
@@ -38,8 +39,11 @@ type Desk interface {
 type Options struct {
 	Leadership Leadership
 	Keyspace   Source
-	Judge      Judge
-	Desk       Desk
+	// Broker tells which of its lists have changed; Queues reads them.
+	Broker Source
+	Queues Queues
+	Judge  Judge
+	Desk   Desk
 	// Remember is told of every deletion, before it is judged.
 	Remember func(reconciler.Subject)
 	Log      *slog.Logger
@@ -150,7 +154,11 @@ func (c *Controller) term(ctx context.Context, session Session) error {
 	feed, stopFeed := context.WithCancel(all)
 	defer stopFeed()
 
-	t := &term{c: c, queue: NewQueue(c.QueueLimit), session: session, reasons: make(chan string, 64)}
+	room := newBell()
+	t := &term{
+		c: c, queue: newQueue(c.QueueLimit, room), messages: newQueue(c.QueueLimit, room), session: session,
+		reasons: make(chan string, 64), deleted: make(chan struct{}, 1), lists: newLists(),
+	}
 	c.Judge.BeginTerm()
 	g.Go(func() error { return orEnded(session.Run(all, t)) })
 	// Claimed only now that the slot is held, and compared in every removal.
@@ -161,20 +169,32 @@ func (c *Controller) term(ctx context.Context, session Session) error {
 	}
 	t.term = reconciler.Term{Epoch: epoch, Position: session.Position}
 	c.started = true
-	c.state.lead(t.queue, epoch)
+	c.state.lead(t.queue, t.messages, epoch)
 	c.Log.InfoContext(ctx, "leading", "epoch", epoch)
 
 	subscribed := make(chan struct{})
-	g.Go(func() error {
-		err := c.Keyspace.Run(feed, t, sync.OnceFunc(func() { close(subscribed); c.state.subscribe() }))
-		if feed.Err() != nil {
-			return nil
-		}
-		return &deadLoopError{"the keyspace source", err}
-	})
-	for range c.Workers {
-		g.Go(func() error { return t.work(all) })
+	var unready atomic.Int32
+	sources := map[string]Source{SourceRedis: c.Keyspace, SourceBroker: c.Broker}
+	unready.Store(int32(len(sources)))
+	for name, source := range sources {
+		g.Go(func() error {
+			err := source.Run(feed, t, sync.OnceFunc(func() {
+				if unready.Add(-1) == 0 {
+					close(subscribed)
+					c.state.subscribe()
+				}
+			}))
+			if feed.Err() != nil {
+				return nil
+			}
+			return &deadLoopError{"the source " + name, err}
+		})
 	}
+	for range c.Workers {
+		g.Go(func() error { return t.work(all, t.queue, batchLimit) })
+	}
+	g.Go(func() error { return t.work(all, t.messages, c.QueueLimit) })
+	g.Go(func() error { return t.look(feed) })
 	g.Go(func() error { return t.resyncLoop(feed, subscribed) })
 	g.Go(func() error { return t.orders(feed) })
 	g.Go(func() error {

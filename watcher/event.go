@@ -10,6 +10,7 @@ import (
 // The names of the sources: values of the metric attribute source.
 const (
 	SourceRedis    = "redis"
+	SourceBroker   = "broker"
 	SourcePostgres = "postgres"
 )
 
@@ -20,7 +21,9 @@ type Event struct {
 	// Spelling is the id as it was seen, where it is not one of
 	// reconciler.Spellings of Subject.ID; else "".
 	Spelling string
-	Trigger  reconciler.Trigger
+	// Message is what was seen, where Subject is a task's messages; nil for none.
+	Message *reconciler.Message
+	Trigger reconciler.Trigger
 	// Seen is when the source saw it, by our clock.
 	Seen time.Time
 	// Deletion is the evidence that came with it, nil for none.

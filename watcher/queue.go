@@ -28,7 +28,7 @@ type Queue struct {
 	later   laterHeap
 	size    [2]int        // entries without and with a deletion
 	refused [2]bool       // an Offer has been, and waits for room
-	room    chan struct{} // closed when there may be room again
+	room    *bell         // rung when there may be room again
 	ready   chan struct{} // holds a token while there may be something to take
 	running int
 }
@@ -56,11 +56,13 @@ const (
 )
 
 // NewQueue is a queue of up to limit entries with a deletion and as many without.
-func NewQueue(limit int) *Queue {
+func NewQueue(limit int) *Queue { return newQueue(limit, newBell()) }
+
+func newQueue(limit int, room *bell) *Queue {
 	return &Queue{
 		limit: limit, now: time.Now,
 		entries: map[reconciler.Subject]*Entry{},
-		room:    make(chan struct{}),
+		room:    room,
 		ready:   make(chan struct{}, 1),
 	}
 }
@@ -121,8 +123,7 @@ func (q *Queue) resize(strong bool, by int) {
 	q.size[c] += by
 	if q.refused[c] && q.size[c] <= q.limit*3/4 {
 		q.refused[c] = false
-		close(q.room)
-		q.room = make(chan struct{})
+		q.room.ring()
 	}
 }
 
@@ -141,7 +142,10 @@ func (q *Queue) merge(entry *Entry, e Event) {
 		w.Spelling = e.Spelling
 	}
 	w.Accepted = w.Accepted || e.Accepted
-	if e.Trigger == reconciler.ByEvent {
+	switch {
+	case e.Message != nil:
+		w.See(e.Message) // the same one may be seen often: that is no new one
+	case e.Trigger == reconciler.ByEvent:
 		w.Touch()
 	}
 	if e.Deletion == nil {
@@ -282,9 +286,28 @@ func (q *Queue) absorb(entry, next *Entry) {
 	if next.Work.Spelling != "" {
 		entry.Work.Spelling = next.Work.Spelling
 	}
+	for _, m := range next.Work.Messages {
+		entry.Work.See(m)
+	}
 	entry.Work.Accepted = entry.Work.Accepted || next.Work.Accepted
 	if next.Work.Touched() {
 		entry.Work.Touch()
+	}
+}
+
+// Detach gives what acknowledges an entry to the caller: the entry will not do it.
+func (q *Queue) Detach(entry *Entry) (acknowledge func()) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	dones := entry.dones
+	entry.dones = make([]func(), len(dones)) // by deletion, still
+	for i := range entry.dones {
+		entry.dones[i] = func() {}
+	}
+	return func() {
+		for _, done := range dones {
+			done()
+		}
 	}
 }
 
@@ -297,11 +320,7 @@ func (q *Queue) drop(entry *Entry) {
 }
 
 // Room is a channel that is closed when there may be room again.
-func (q *Queue) Room() <-chan struct{} {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	return q.room
-}
+func (q *Queue) Room() <-chan struct{} { return q.room.rung() }
 
 // Stats is what the queue holds.
 type Stats struct {
@@ -342,60 +361,4 @@ func b2i(b bool) int {
 		return 1
 	}
 	return 0
-}
-
-// fifo is a ring that grows.
-type fifo struct {
-	items []*Entry
-	head  int
-}
-
-func (f *fifo) len() int { return len(f.items) - f.head }
-
-func (f *fifo) push(e *Entry) { f.items = append(f.items, e) }
-
-func (f *fifo) pop() *Entry {
-	if f.head == len(f.items) {
-		return nil
-	}
-	e := f.items[f.head]
-	f.items[f.head] = nil
-	f.head++
-	if f.head == len(f.items) {
-		if cap(f.items) > 4096 {
-			f.items = nil // give the memory of a burst back
-		}
-		f.items, f.head = f.items[:0], 0
-	} else if f.head >= 4096 && f.head*2 >= len(f.items) {
-		n := copy(f.items, f.items[f.head:])
-		clear(f.items[n:])
-		f.items, f.head = f.items[:n], 0
-	}
-	return e
-}
-
-// laterHeap is ordered by due time.
-type laterHeap []*Entry
-
-func (h laterHeap) Len() int           { return len(h) }
-func (h laterHeap) Less(i, j int) bool { return h[i].due.Before(h[j].due) }
-func (h laterHeap) Swap(i, j int) {
-	h[i], h[j] = h[j], h[i]
-	h[i].index, h[j].index = i, j
-}
-
-// Push is heap.Interface's.
-func (h *laterHeap) Push(x any) {
-	e := x.(*Entry)
-	e.index = len(*h)
-	*h = append(*h, e)
-}
-
-// Pop is heap.Interface's.
-func (h *laterHeap) Pop() any {
-	old := *h
-	e := old[len(old)-1]
-	old[len(old)-1] = nil
-	*h = old[:len(old)-1]
-	return e
 }

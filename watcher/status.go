@@ -16,7 +16,9 @@ type Status struct {
 	Since  time.Time `json:"since"`
 	// Sources are the watched stores.
 	Sources map[string]Health `json:"sources"`
-	Queue   Stats             `json:"queue"`
+	// Queue is of tasks and rows, Messages of their messages.
+	Queue    Stats `json:"queue"`
+	Messages Stats `json:"messages"`
 	// Gaps are the newest gaps of each source.
 	Gaps map[string]Gap `json:"gaps,omitempty"`
 	// Failing is why reconciliations fail, "" while they do not.
@@ -49,15 +51,16 @@ type state struct {
 	health     map[string]Health
 	gaps       map[string]Gap
 	queue      *Queue
+	messages   *Queue
 	subscribed bool
 	fails      string
 	ended      string
 }
 
-func (s *state) lead(q *Queue, epoch uint64) {
+func (s *state) lead(queue, messages *Queue, epoch uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.role, s.epoch, s.queue, s.holder, s.since, s.fails = RoleLeader, epoch, q, "", time.Now(), ""
+	s.role, s.epoch, s.queue, s.messages, s.holder, s.since, s.fails = RoleLeader, epoch, queue, messages, "", time.Now(), ""
 }
 
 // standby tells whether that is new.
@@ -97,6 +100,13 @@ func (s *state) report(source string, h Health) {
 	s.health[source] = h
 }
 
+// connected tells whether events of a source flow.
+func (s *state) connected(source string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.health[source].Connected
+}
+
 func (s *state) gap(source, reason string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -128,7 +138,7 @@ func (c *Controller) Status() Status {
 		st.Role = RoleStarting
 	}
 	if s.queue != nil {
-		st.Queue = s.queue.Stats()
+		st.Queue, st.Messages = s.queue.Stats(), s.messages.Stats()
 	}
 	return st
 }

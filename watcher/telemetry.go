@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"strings"
 	"time"
 
@@ -26,6 +27,8 @@ const (
 	metricRetainedWAL = "orphanwatch.slot.retained_wal"
 	metricSafeWAL     = "orphanwatch.slot.safe_wal"
 )
+
+var sourceNames = []string{SourceRedis, SourceBroker, SourcePostgres}
 
 var resyncReasons = []string{"start", "interval", "gap", "asked for"}
 
@@ -57,10 +60,10 @@ func newTelemetry(c *Controller) (*telemetry, error) {
 	errs[8] = err
 	_, errs[9] = m.RegisterCallback(func(_ context.Context, o metric.Observer) error {
 		s := c.Status()
-		o.ObserveInt64(pending, int64(s.Queue.Pending))
-		o.ObserveFloat64(oldest, s.Queue.Oldest)
+		o.ObserveInt64(pending, int64(s.Queue.Pending+s.Messages.Pending))
+		o.ObserveFloat64(oldest, max(s.Queue.Oldest, s.Messages.Oldest))
 		o.ObserveInt64(leader, int64(b2i(s.Role == RoleLeader)))
-		for _, source := range []string{SourceRedis, SourcePostgres} {
+		for _, source := range sourceNames {
 			o.ObserveInt64(connected, int64(b2i(s.Sources[source].Connected)), metric.WithAttributes(attribute.String("source", source)))
 		}
 		o.ObserveInt64(retained, s.Sources[SourcePostgres].RetainedWAL)
@@ -70,7 +73,7 @@ func newTelemetry(c *Controller) (*telemetry, error) {
 	for _, r := range resyncReasons {
 		t.resyncs.Add(context.Background(), 0, metric.WithAttributes(attribute.String("reason", r)))
 	}
-	for _, s := range []string{SourceRedis, SourcePostgres} {
+	for _, s := range sourceNames {
 		t.gaps.Add(context.Background(), 0, metric.WithAttributes(attribute.String("source", s)))
 	}
 	return t, errors.Join(errs[:]...)
@@ -78,7 +81,7 @@ func newTelemetry(c *Controller) (*telemetry, error) {
 
 // resync counts a pass; the reasons of gaps are one label value: they are free text.
 func (t *telemetry) resync(reason string) {
-	if strings.HasPrefix(reason, SourceRedis+" ") || strings.HasPrefix(reason, SourcePostgres+" ") {
+	if source, _, _ := strings.Cut(reason, " "); slices.Contains(sourceNames, source) {
 		reason = "gap"
 	}
 	t.resyncs.Add(context.Background(), 1, metric.WithAttributes(attribute.String("reason", reason)))

@@ -10,22 +10,37 @@ import (
 
 // term is the sink of its sources.
 type term struct {
-	c       *Controller
-	queue   *Queue
-	session Session
-	term    reconciler.Term
-	reasons chan string // for a resync
+	c *Controller
+	// queue is of tasks and rows, messages of their messages, which are found by a
+	// sweep over the broker for as many as there are. They have one bell for room.
+	queue, messages *Queue
+	lists           *lists
+	session         Session
+	term            reconciler.Term
+	reasons         chan string   // for a resync
+	deleted         chan struct{} // has a token when messages of deleted rows were taken
 }
 
-// Offer merges e into the queue.
+// Offer merges e into the queue that it is for.
 func (t *term) Offer(e Event) bool {
-	if e.Deletion != nil {
-		t.c.Remember(e.Subject)
+	if e.Subject.Kind == reconciler.QueueList {
+		t.lists.add(e.Subject.ID)
+		return true
 	}
-	return t.queue.Offer(e)
+	if e.Deletion != nil {
+		t.c.Remember(e.Subject.Owner())
+	}
+	return t.queueOf(e.Subject).Offer(e)
 }
 
-// Room is the queue's.
+func (t *term) queueOf(s reconciler.Subject) *Queue {
+	if s.Kind.OfMessages() {
+		return t.messages
+	}
+	return t.queue
+}
+
+// Room is of both queues.
 func (t *term) Room() <-chan struct{} { return t.queue.Room() }
 
 // Gap asks for a resync.
@@ -46,30 +61,32 @@ func (t *term) request(reason string) {
 // Report keeps the state of a source.
 func (t *term) Report(source string, h Health) { t.c.state.report(source, h) }
 
-// work takes batches until ctx ends.
-func (t *term) work(ctx context.Context) error {
+// work takes batches of up to limit entries until ctx ends.
+func (t *term) work(ctx context.Context, queue *Queue, limit int) error {
 	for {
-		batch, err := t.queue.Take(ctx, batchLimit)
+		batch, err := queue.Take(ctx, limit)
 		if err != nil {
 			return nil //nolint:nilerr // the term is over
 		}
-		if err := t.reconcile(ctx, batch); err != nil {
+		if err := t.reconcile(ctx, queue, batch); err != nil {
 			return err
 		}
 	}
 }
 
-func (t *term) reconcile(ctx context.Context, batch []*Entry) error {
+func (t *term) reconcile(ctx context.Context, queue *Queue, batch []*Entry) error {
 	works := make([]*reconciler.Work, 0, len(batch))
 	entries := batch[:0]
+	deletions := 0
 	for _, e := range batch {
 		if e.Work.Subject.Kind == reconciler.Canary {
 			t.c.telemetry.canary(e.Work.Subject.ID, time.Since(e.Work.Seen))
-			t.queue.Finish(e, false, 0, reconciler.HeldByNothing)
+			queue.Finish(e, false, 0, reconciler.HeldByNothing)
 			continue
 		}
 		entries = append(entries, e)
 		works = append(works, &e.Work)
+		deletions += len(e.Work.Deletions)
 	}
 	if len(works) == 0 {
 		return nil
@@ -78,13 +95,19 @@ func (t *term) reconcile(ctx context.Context, batch []*Entry) error {
 	for i, e := range entries {
 		v := verdicts[i]
 		after, again := v.Again()
-		if v.Outcome == "" { // not judged: the term is over
+		switch {
+		case v.Outcome == "": // not judged: the term is over
 			after, again = time.Second, true
+		case !again && !t.passOn(queue, e, v.Tasks):
+			after, again = lookAgain, true
 		}
-		t.queue.Finish(e, again, after, v.HeldBy)
+		queue.Finish(e, again, after, v.HeldBy)
 	}
 	if err != nil {
 		return fmt.Errorf("reconcile: %w", err)
+	}
+	if queue == t.messages && deletions > 0 {
+		t.noteDeleted()
 	}
 	t.c.state.failing(firstError(verdicts))
 	if failed := firstError(verdicts); failed != nil && ctx.Err() == nil {
@@ -92,6 +115,35 @@ func (t *term) reconcile(ctx context.Context, batch []*Entry) error {
 		pause(ctx, 100*time.Millisecond) // a store is away: no need to spin through the queue
 	}
 	return nil
+}
+
+// lookAgain is when tasks are passed on again for which there was no room.
+const lookAgain = 100 * time.Millisecond
+
+// passOn puts the tasks that an entry has led to into the queue of tasks, on the
+// same evidence. The entry is acknowledged when they are done. It is false where
+// there was no room for all: then the entry has to come back.
+func (t *term) passOn(from *Queue, e *Entry, tasks []reconciler.Look) bool {
+	if len(tasks) == 0 {
+		return true
+	}
+	l := newLatch(len(tasks)*len(e.Work.Deletions) + 1)
+	all := true
+	for _, task := range tasks {
+		for i := range e.Work.Deletions {
+			// Not by Offer: what is remembered is the row's deletion, not the task's.
+			event := Event{Subject: task.Subject, Trigger: e.Work.Trigger, Seen: e.Work.Seen, Deletion: &e.Work.Deletions[i], Done: l.done}
+			if !t.queue.Offer(event) {
+				all = false
+				l.done()
+			}
+		}
+	}
+	if all {
+		l.release(from.Detach(e))
+	}
+	l.done()
+	return all
 }
 
 func firstError(verdicts []reconciler.Verdict) error {
@@ -110,7 +162,7 @@ func (t *term) drain(ctx context.Context) {
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		n := t.queue.Stats().InHand
+		n := t.queue.Stats().InHand + t.messages.Stats().InHand
 		if n == 0 {
 			return
 		}
@@ -181,13 +233,17 @@ func (t *term) coalesce(reason string) string {
 	}
 }
 
-// submit offers suspects, waiting for room.
+// submit offers what a pass suspects, waiting for room.
 func (t *term) submit(ctx context.Context, suspects []reconciler.Suspect) error {
+	return t.offerAll(ctx, reconciler.ByResync, suspects)
+}
+
+func (t *term) offerAll(ctx context.Context, trigger reconciler.Trigger, suspects []reconciler.Suspect) error {
 	for _, s := range suspects {
-		e := Event{Subject: s.Subject, Spelling: s.Spelling, Trigger: reconciler.ByResync, Seen: time.Now(), Accepted: s.Accepted}
+		e := Event{Subject: s.Subject, Spelling: s.Spelling, Message: s.Message, Trigger: trigger, Seen: time.Now(), Accepted: s.Accepted}
 		for {
-			room := t.queue.Room()
-			if t.queue.Offer(e) {
+			room := t.Room()
+			if t.Offer(e) {
 				break
 			}
 			select {

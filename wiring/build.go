@@ -81,6 +81,10 @@ func Bindings(c *Config) []reconciler.Binding {
 				b.CeleryID = true
 			case MatchColumn:
 				b.Columns = append(b.Columns, m.Name)
+			case MatchArgs:
+				b.Args = append(b.Args, m.Position)
+			case MatchKwargs:
+				b.Kwargs = append(b.Kwargs, m.Name)
 			}
 		}
 		bindings[i] = b
@@ -90,8 +94,20 @@ func Bindings(c *Config) []reconciler.Binding {
 
 // NewRedis is a client of the Redis that holds the results, and our own keys
 // beside them: a removal and its record are one step.
-func NewRedis(c *Config) (*redis.Client, error) {
-	opts, err := redis.ParseURL(c.Redis.Results().Reveal())
+func NewRedis(c *Config) (*redis.Client, error) { return newRedis(c.Redis.Results()) }
+
+// BrokerClient is a client of the Redis that is the broker.
+type BrokerClient struct{ *redis.Client }
+
+// NewBrokerClient is one, even where the results are in the same place: what is
+// done with messages never waits for a connection.
+func NewBrokerClient(c *Config) (BrokerClient, error) {
+	client, err := newRedis(c.Redis.Broker())
+	return BrokerClient{client}, err
+}
+
+func newRedis(url Secret) (*redis.Client, error) {
+	opts, err := redis.ParseURL(url.Reveal())
 	if err != nil {
 		return nil, fmt.Errorf("redis URL: %w", err)
 	}
@@ -107,7 +123,17 @@ func NewRedis(c *Config) (*redis.Client, error) {
 func NewStore(c *Config, client *redis.Client) *celery.Store {
 	return celery.New(celery.Options{
 		Client: client, Bindings: Bindings(c), ResultKeyPrefix: c.Celery.ResultKeyprefix,
-		Quarantine: c.Policy.Quarantine, Remember: c.Policy.Remember,
+		Quarantine: c.Policy.Quarantine, Remember: c.Policy.Remember, ScanShare: c.Redis.Share,
+	})
+}
+
+// NewBroker is the Redis that holds the messages.
+func NewBroker(c *Config, client BrokerClient) *celery.Broker {
+	return celery.NewBroker(celery.BrokerOptions{
+		Client: client.Client, DB: client.Options().DB, Bindings: Bindings(c), KeyPrefix: c.Celery.GlobalKeyprefix,
+		Queues: c.Celery.Queues, PrioritySteps: c.Celery.PrioritySteps, Sep: c.Celery.Sep,
+		ControlExchange: c.Celery.ControlExchange, Terminate: c.Celery.Terminate,
+		Quarantine: c.Policy.Quarantine, Share: c.Redis.Share / 2, // pulls and looks go on side by side
 	})
 }
 
@@ -129,14 +155,24 @@ func KeyspaceOptions(c *Config, client *redis.Client, store *celery.Store, log *
 	return keyspace.Options{Client: client, Keys: store.Keys, Configure: c.Redis.Configure, Log: log}
 }
 
+// BrokerOptions are those of the source of messages.
+func BrokerOptions(c *Config, client BrokerClient, broker *celery.Broker, log *slog.Logger) keyspace.Options {
+	return keyspace.Options{
+		Client: client.Client, Keys: broker, Lists: true, Configure: c.Redis.Configure, Log: log,
+		Prefix: c.Celery.GlobalKeyprefix, Publish: []string{broker.ControlChannel()},
+	}
+}
+
 // NewReconciler is the one service.
-func NewReconciler(c *Config, store *celery.Store, rows *postgres.Store, log *slog.Logger) (*reconciler.Reconciler, error) {
+func NewReconciler(c *Config, store *celery.Store, broker *celery.Broker, rows *postgres.Store, log *slog.Logger) (*reconciler.Reconciler, error) {
 	policy := reconciler.Policy{
 		Remove: reconciler.Remove(c.Policy.Remove), Grace: c.Policy.Grace, InflightLimit: c.Policy.InflightLimit,
 		MaxAbsentRatio: c.Policy.MaxAbsentRatio, MinSample: c.Policy.MinSample,
+		RemoveChords: c.Policy.Chords == "remove",
 	}
 	return reconciler.New(reconciler.Options{
 		Bindings: Bindings(c), Policy: policy, Artifacts: store, Rows: rows, Scanner: store, Tables: rows,
+		Messages: broker, FindQueues: broker.Discover,
 		RecordIdentity: store.RecordIdentity,
 		Guard:          reconciler.NewGuard(policy, nil, time.Now),
 		Memory:         reconciler.NewMemory(memoryLimit), Log: log,
@@ -144,14 +180,15 @@ func NewReconciler(c *Config, store *celery.Store, rows *postgres.Store, log *sl
 }
 
 // NewDesk is where orders arrive.
-func NewDesk(store *celery.Store, rows *postgres.Store, r *reconciler.Reconciler, instance Instance, version Version, log *slog.Logger) *Desk {
-	return &Desk{Store: store, Reconciler: r, Tables: rows, Instance: string(instance), Version: string(version), Log: log}
+func NewDesk(store *celery.Store, broker *celery.Broker, rows *postgres.Store, r *reconciler.Reconciler, instance Instance, version Version, log *slog.Logger) *Desk {
+	return &Desk{Store: store, Broker: broker, Reconciler: r, Tables: rows, Instance: string(instance), Version: string(version), Log: log}
 }
 
 // NewController joins the sources, the queue and the reconciler.
-func NewController(c *Config, repl *replication.Source, client *redis.Client, store *celery.Store, r *reconciler.Reconciler, desk *Desk, log *slog.Logger) (*watcher.Controller, error) {
+func NewController(c *Config, repl *replication.Source, client *redis.Client, store *celery.Store, brokerClient BrokerClient, broker *celery.Broker, r *reconciler.Reconciler, desk *Desk, log *slog.Logger) (*watcher.Controller, error) {
 	return watcher.New(watcher.Options{
 		Leadership: repl, Keyspace: keyspace.New(KeyspaceOptions(c, client, store, log)), Judge: r, Desk: desk,
+		Broker: keyspace.New(BrokerOptions(c, brokerClient, broker, log)), Queues: broker,
 		Remember: r.Memory.Add, Log: log,
 		QueueLimit: queueLimit, Workers: workers, ResyncInterval: c.Policy.ResyncInterval, Grace: c.Policy.Grace,
 		ObserveFirst: !c.Policy.CleanupOnStartup, DrainTimeout: drainTimeout,

@@ -45,6 +45,9 @@ type RedisConfig struct {
 	ResultBackend Secret `yaml:"result_backend" env:"CELERY_RESULT_BACKEND"`
 	// Configure is auto (missing notification flags are added) or never.
 	Configure string `yaml:"configure" oneof:"auto never"`
+	// Share is the part, in (0, 1], of a server's time that reading through its keys
+	// and queues may take.
+	Share float64 `yaml:"share"`
 }
 
 // Broker is the URL of the Redis that holds Celery's messages.
@@ -160,7 +163,7 @@ const DefaultRedisURL = "redis://localhost:6379/0"
 func Default() *Config {
 	return &Config{
 		Replication: ReplicationConfig{Slot: "orphanwatch", Publication: "orphanwatch", MaxWAL: 1 << 30},
-		Redis:       RedisConfig{URL: NewSecret(DefaultRedisURL), Configure: "auto"},
+		Redis:       RedisConfig{URL: NewSecret(DefaultRedisURL), Configure: "auto", Share: 0.5},
 		Tasks:       []TaskConfig{defaultTask("public.scan_tasks")},
 		Celery: CeleryConfig{
 			Queues:          []string{},

@@ -20,10 +20,6 @@ const (
 	MatchKwargs MatchKind = "kwargs"
 )
 
-// matchNotYet are the kinds that parse but are refused: those of the next
-// release. Supporting them means to empty this.
-var matchNotYet = []MatchKind{MatchArgs, MatchKwargs}
-
 // Match is one way in which a task id leads to a row.
 type Match struct {
 	Kind MatchKind

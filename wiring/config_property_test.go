@@ -28,7 +28,7 @@ func anyConfig(t *rapid.T) *Config {
 		Publication: name.Draw(t, "publication"),
 		MaxWAL:      ByteSize(rapid.Int64Range(1, 1<<60).Draw(t, "max_wal")),
 	}
-	c.Redis = RedisConfig{secret(redisURL, "url"), Secret{}, Secret{}, rapid.SampledFrom([]string{"auto", "never"}).Draw(t, "configure")}
+	c.Redis = RedisConfig{secret(redisURL, "url"), Secret{}, Secret{}, rapid.SampledFrom([]string{"auto", "never"}).Draw(t, "configure"), rapid.Float64Range(1e-9, 1).Draw(t, "share")}
 	if rapid.Bool().Draw(t, "separate") {
 		c.Redis.BrokerURL, c.Redis.ResultBackend = secret(redisURL, "broker"), secret(redisURL, "backend")
 	}

@@ -41,7 +41,7 @@ func full() *Config {
 		Replication: ReplicationConfig{"watch_a", "watch_b", 512_000_000},
 		Redis: RedisConfig{
 			NewSecret("redis://redis:6379/1"), NewSecret("redis://redis:6379/2"),
-			NewSecret("unix:///run/redis.sock?db=3"), "never",
+			NewSecret("unix:///run/redis.sock?db=3"), "never", 0.25,
 		},
 		Tasks: []TaskConfig{{
 			Table: "app.scan_tasks", Key: "uid", Match: []string{"celery_id", "column:celery_task_id"},
@@ -66,7 +66,7 @@ var fullEnviron = []string{
 	"REDIS_URL=redis://redis:6379/1", "CELERY_BROKER_URL=redis://redis:6379/2",
 	"CELERY_RESULT_BACKEND=redis+socket:///run/redis.sock?virtual_host=3",
 	"ORPHANWATCH_REPLICATION_SLOT=watch_a", "ORPHANWATCH_REPLICATION_PUBLICATION=watch_b", "ORPHANWATCH_REPLICATION_MAX_WAL=512MB",
-	"ORPHANWATCH_REDIS_CONFIGURE=never",
+	"ORPHANWATCH_REDIS_CONFIGURE=never", "ORPHANWATCH_REDIS_SHARE=0.25",
 	"ORPHANWATCH_TABLE=app.scan_tasks", "ORPHANWATCH_KEY=uid", "ORPHANWATCH_MATCH=celery_id, column:celery_task_id",
 	"ORPHANWATCH_NAMES=app.scan,app.rescan", "ORPHANWATCH_EXCLUSIVE=true",
 	"ORPHANWATCH_CHILDREN=task_logs.task_id,app.findings.task_id", "ORPHANWATCH_COMPANIONS=task_created:{key},scan:{key}:lock",

@@ -48,6 +48,9 @@ func (l *loader) validateStores() {
 	if !identifier(c.Replication.Publication) {
 		l.refuse("replication.publication", quote(c.Replication.Publication)+" cannot be the name of a publication", "use at most 63 letters, digits and underscores")
 	}
+	if inRange := c.Redis.Share > 0 && c.Redis.Share <= 1; !inRange { // NaN is not
+		l.refuse("redis.share", strconv.FormatFloat(c.Redis.Share, 'g', -1, 64)+" is not a share", "write a number above 0 and up to 1, such as 0.5")
+	}
 	if c.Replication.MaxWAL <= 0 {
 		l.refuse("replication.max_wal", "must be more than 0", "write 1GiB, or how much disk the database can spare for WAL")
 	}
@@ -191,7 +194,7 @@ func (l *loader) validateTask(at string, t *TaskConfig) {
 		l.refuse(at+"key", quote(t.Key)+" is not a column's name", "write the name of the key column, such as id")
 	}
 	if len(t.Match) == 0 {
-		l.refuse(at+"match", "is empty", "write celery_id or column:C")
+		l.refuse(at+"match", "is empty", "write any of celery_id, column:C, args:N, kwargs:K")
 	}
 	for _, text := range t.Match {
 		l.validateMatch(at, text, t.Names)
@@ -224,12 +227,6 @@ func (l *loader) validateMatch(at, text string, names []string) {
 	}
 	if m.Kind != MatchArgs && m.Kind != MatchKwargs {
 		return
-	}
-	for _, later := range matchNotYet {
-		if m.Kind == later {
-			l.problem(l.where(at+"match"), "not supported yet: "+m.String()+" (it comes with the next release)", "use celery_id or column:C")
-			return
-		}
 	}
 	if len(names) == 0 {
 		l.refuse(at+"names", "is empty, but match has "+m.String(), "name the Celery tasks whose argument is the row's key")

@@ -25,8 +25,20 @@ type DaemonStatus struct {
 	Pass reconciler.Pass `json:"pass"`
 	// Transactions that are open and hold removals.
 	Transactions []string `json:"transactions,omitempty"`
+	// Messages is the state of the broker's lists.
+	Messages MessageStatus `json:"broker"`
 	// Held counts orphans of the last pass by binding and by what holds them.
 	Held map[string]int64 `json:"held,omitempty"`
+}
+
+// MessageStatus is what the last sweep over the broker showed.
+type MessageStatus struct {
+	// Lists are known to hold messages, now or at times.
+	Lists int `json:"lists"`
+	// Unreadable elements are no messages that we can read; they are left alone.
+	Unreadable int64 `json:"unreadable"`
+	// Tombstones are where messages were that are too far from the ends of their list.
+	Tombstones int64 `json:"tombstones"`
 }
 
 // statusTTL is for how long a copy's word is good.
@@ -36,6 +48,7 @@ const statusTTL = 10 * time.Second
 // the orders of pause, resume and the like arrive. It implements watcher.Desk.
 type Desk struct {
 	Store      *celery.Store
+	Broker     *celery.Broker
 	Reconciler *reconciler.Reconciler
 	Tables     reconciler.Tables
 	Instance   string
@@ -80,6 +93,9 @@ func (d *Desk) ClaimEpoch(ctx context.Context) (uint64, error) {
 	d.epoch, err = d.Store.ClaimEpoch(ctx, d.epoch)
 	if err != nil {
 		return 0, fmt.Errorf("claim the epoch: %w", err)
+	}
+	if err := d.Broker.SetEpoch(ctx, d.epoch); err != nil {
+		return 0, fmt.Errorf("tell the broker the epoch: %w", err)
 	}
 	return d.epoch, nil
 }
@@ -169,6 +185,7 @@ func (d *Desk) Status(s watcher.Status) DaemonStatus {
 	out := DaemonStatus{
 		Status: s, Instance: d.Instance, Version: d.Version, At: time.Now(),
 		Guard: d.Reconciler.Guard.Tripped(), Pass: d.Reconciler.Progress(), Held: map[string]int64{},
+		Messages: MessageStatus{Lists: len(d.Broker.Lists()), Unreadable: d.Broker.Unreadable(), Tombstones: d.Broker.Tombstones()},
 	}
 	if s.Queue.Waiting[reconciler.HeldByTransactions] > 0 {
 		for _, t := range d.Reconciler.Waiting() {

@@ -30,11 +30,14 @@ const storeTimeout = 3 * time.Second
 type Stores struct {
 	// Celery is Redis: control key, records, status.
 	Celery *celery.Store
+	// Broker is Redis with the messages.
+	Broker *celery.Broker
 	// Replication makes and drops slot and publication.
 	Replication *replication.Source
 
 	config *Config
 	redis  *redis.Client
+	broker BrokerClient
 	rows   *postgres.Store
 }
 
@@ -44,24 +47,31 @@ func OpenStores(c *Config, log *slog.Logger) (*Stores, error) {
 	if err != nil {
 		return nil, err
 	}
+	brokerClient, err := NewBrokerClient(c)
+	if err != nil {
+		return nil, err
+	}
 	rows, err := postgres.New(postgres.Options{
 		URL: c.Postgres.URL.Reveal(), Bindings: Bindings(c), MaxConns: 1,
 		StatementTimeout: storeTimeout, LockTimeout: storeTimeout,
 	})
 	if err != nil {
-		_ = client.Close()
+		_, _ = client.Close(), brokerClient.Close()
 		return nil, fmt.Errorf("open the stores: %w", err)
 	}
 	return &Stores{
 		Celery: NewStore(c, client), Replication: NewReplication(c, log), config: c, redis: client, rows: rows,
+		Broker: NewBroker(c, brokerClient), broker: brokerClient,
 	}, nil
 }
 
 // Close ends all connections.
 func (s *Stores) Close() error {
 	s.rows.Close()
-	if err := s.redis.Close(); err != nil && !errors.Is(err, redis.ErrClosed) {
-		return fmt.Errorf("close redis: %w", err)
+	for _, client := range []*redis.Client{s.redis, s.broker.Client} {
+		if err := client.Close(); err != nil && !errors.Is(err, redis.ErrClosed) {
+			return fmt.Errorf("close redis: %w", err)
+		}
 	}
 	return nil
 }
@@ -86,6 +96,22 @@ type (
 // Accept lets through, once, what the guard holds, and ends a pause.
 func (s *Stores) Accept(ctx context.Context, paused bool) error {
 	if err := s.Celery.AcceptAbsent(ctx); err != nil || !paused {
+		return err
+	}
+	return s.Resume(ctx)
+}
+
+// Pause stops all removals, in both places.
+func (s *Stores) Pause(ctx context.Context, by string) error {
+	if err := s.Celery.Pause(ctx, by); err != nil {
+		return err
+	}
+	return s.Broker.Pause(ctx, by)
+}
+
+// Resume ends a pause, and asks for a pass.
+func (s *Stores) Resume(ctx context.Context) error {
+	if err := s.Broker.Resume(ctx); err != nil {
 		return err
 	}
 	return s.Celery.Resume(ctx)

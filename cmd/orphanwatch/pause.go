@@ -90,7 +90,7 @@ once and over restarts.`,
 			case dryRun:
 				c.progress("removals would be paused, by %s", by)
 			default:
-				if err := stores.Celery.Pause(ctx, by); err != nil {
+				if err := stores.Pause(ctx, by); err != nil {
 					return err
 				}
 				c.progress("removals are paused, by %s; to go on: orphanwatch resume", by)
@@ -163,7 +163,7 @@ func (c *cli) resume(ctx context.Context, stores *wiring.Stores, accept, dryRun 
 	if report.Accepted {
 		err = stores.Accept(ctx, was.Paused)
 	} else {
-		err = stores.Celery.Resume(ctx)
+		err = stores.Resume(ctx)
 	}
 	if err != nil {
 		return err

@@ -45,6 +45,8 @@ type Broker struct {
 	reader  *Reader
 	keys    *Keys
 	seed    maphash.Seed
+	// discovered: Discover has been.
+	discovered atomic.Bool
 	// unreadable is of the last complete sweep.
 	unreadable atomic.Int64
 
@@ -120,23 +122,25 @@ func timed(pace *pacer, f func() error) error {
 // revokeIDs go in one message: a worker's main loop handles 1000 in half a second.
 const revokeIDs = 500
 
-// Revoke publishes to all workers not to run these tasks; workers is how many
-// heard it, 0 also where the channel is not theirs. It is not stored anywhere but
-// in their memory, and cannot be taken back.
-func (b *Broker) Revoke(ctx context.Context, ids []string) (workers int, err error) {
-	channel := pidboxChannel(b.options.KeyPrefix, b.options.DB, b.options.ControlExchange)
+// Revoke publishes to all workers not to run these tasks: heard is how many heard
+// it, 0 also where the channel is not theirs; workers, how many have bound a queue
+// for remote control (one that was killed is still counted). It is not stored
+// anywhere but in their memory, and cannot be taken back.
+func (b *Broker) Revoke(ctx context.Context, ids []string) (heard, workers int, err error) {
+	channel := b.ControlChannel()
 	for page := range slices.Chunk(ids, revokeIDs) {
 		message, err := revokeMessage(page, b.options.Terminate)
 		if err != nil {
-			return workers, failed("revoke", err)
+			return heard, 0, failed("revoke", err)
 		}
-		heard, err := b.client.Publish(ctx, channel, message).Result()
+		n, err := b.client.Publish(ctx, channel, message).Result()
 		if err != nil {
-			return workers, failed("revoke", err)
+			return heard, 0, failed("revoke", err)
 		}
-		workers = max(workers, int(heard))
+		heard = max(heard, int(n))
 	}
-	return workers, nil
+	workers, err = b.Workers(ctx)
+	return heard, workers, err
 }
 
 // Workers is how many workers have bound a queue for remote control. A worker

@@ -43,13 +43,13 @@ func (b *Broker) Resume(ctx context.Context) error {
 	return failed("resume", b.client.HDel(ctx, controlKey, fieldPaused, fieldPausedBy).Err())
 }
 
-// Revive tells of subjects whose row exists: an operator's hold has done its work.
-func (b *Broker) Revive(ctx context.Context, subjects []reconciler.Subject) error {
+// Release tells of tasks whose row exists: an operator's hold has done its work.
+func (b *Broker) Release(ctx context.Context, subjects []reconciler.Subject) error {
 	_, err := b.client.Pipelined(ctx, func(p redis.Pipeliner) error {
 		for _, s := range subjects {
 			p.HDel(ctx, messagesPrefix+b.keys.recordID(s), "hold_until")
 		}
 		return nil
 	})
-	return failed("revive", err)
+	return failed("release messages", err)
 }

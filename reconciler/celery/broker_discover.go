@@ -63,6 +63,7 @@ func (b *Broker) Discover(ctx context.Context) error {
 		b.relist()
 		return err
 	})
+	b.discovered.Store(err == nil)
 	return failed("discover lists", err)
 }
 
@@ -242,43 +243,43 @@ func (b *Broker) Lists() []string {
 	return slices.Clone(b.lists)
 }
 
-// Changed is told of a key that a keyspace event named. Of an exchange it reads
-// the bindings again, and tells whether they differ (then ListPatterns may too);
-// list tells whether the key is that of a known list.
-func (b *Broker) Changed(ctx context.Context, key string) (list, bindings bool, err error) {
-	exchange, ok := strings.CutPrefix(key, b.bindingPrefix())
-	if !ok {
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		_, list = slices.BinarySearch(b.lists, key)
-		return list, false, nil
+// changed is told of a key that an event named, and tells whether it is a list with
+// messages. Of an exchange it reads the bindings again.
+func (b *Broker) changed(ctx context.Context, key string) (list bool, err error) {
+	if exchange, ok := strings.CutPrefix(key, b.bindingPrefix()); ok {
+		return false, b.rebind(ctx, key, exchange)
 	}
-	if controls(exchange) {
-		return false, false, nil
+	b.mu.Lock()
+	_, list = slices.BinarySearch(b.lists, key)
+	b.mu.Unlock()
+	name, ours := strings.CutPrefix(key, b.options.KeyPrefix)
+	if list || !ours || strings.HasPrefix(key, Own) || controls(name) {
+		return list, nil
 	}
-	bounds, err := b.readBinding(ctx, b.pace(), key)
-	if err != nil {
-		return false, false, failed("read bindings", err)
+	used, err := b.holdMessages(ctx, b.pace(), []string{key})
+	if err != nil || len(used) == 0 {
+		return false, failed("look at list", err)
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	before := b.lists
-	b.exchanges[exchange] = bounds
+	b.unbound[key] = true
 	b.relist()
-	return false, !slices.Equal(before, b.lists), nil
+	return true, nil
 }
 
-// BindingPattern is the glob of the keys of which Changed wants to be told beside
-// the lists.
-func (b *Broker) BindingPattern() string { return escapeGlob(b.bindingPrefix()) + "*" }
-
-// ListPatterns are globs that match the known lists, each exactly.
-func (b *Broker) ListPatterns() []string {
-	out := b.Lists()
-	for i, key := range out {
-		out[i] = escapeGlob(key)
+func (b *Broker) rebind(ctx context.Context, key, exchange string) error {
+	if controls(exchange) {
+		return nil
 	}
-	return out
+	bounds, err := b.readBinding(ctx, b.pace(), key)
+	if err != nil {
+		return failed("read bindings", err)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.exchanges[exchange] = bounds
+	b.relist()
+	return nil
 }
 
 func keySet(keys []string) map[string]bool {

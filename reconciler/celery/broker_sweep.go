@@ -14,12 +14,15 @@ const unackedMax = 200
 func (b *Broker) unackedKey() string      { return b.options.KeyPrefix + "unacked" }
 func (b *Broker) unackedIndexKey() string { return b.options.KeyPrefix + "unacked_index" }
 
-// Sweep discovers the lists and yields every message that can be read, as
-// reconciler.Messages says. It counts what cannot (Unreadable), and our
-// tombstones. A key that holds another type than a list is passed over.
+// Sweep yields every message that can be read in the lists that are known (see
+// Discover, which the first sweep calls), as reconciler.Messages says. It counts
+// what cannot (Unreadable), and our tombstones. A key that holds another type than
+// a list is passed over.
 func (b *Broker) Sweep(ctx context.Context, yield func([]reconciler.Message) error) error {
-	if err := b.Discover(ctx); err != nil {
-		return err
+	if !b.discovered.Load() {
+		if err := b.Discover(ctx); err != nil {
+			return err
+		}
 	}
 	pace := b.pace()
 	unreadable, err := b.sweepUnacked(ctx, pace, yield)
@@ -83,7 +86,7 @@ func (b *Broker) readUnacked(tag, value string) (reconciler.Message, error) {
 		return m, err
 	}
 	m.Place.Tag = tag
-	m.Place.List = b.home(exchange, routingKey, priorityOf(m.Place.Envelope))
+	m.Place.List = b.home(exchange, routingKey, Priority(m.Place.Envelope))
 	return m, nil
 }
 
@@ -147,10 +150,28 @@ func (b *Broker) newest(elements []string) []uint64 {
 	return out[:min(len(out), 8)]
 }
 
-// Arrivals yields what is new at the head of a list since it was last asked for,
-// or since the first sweep: the elements before the first one that it remembers,
-// or all. What a worker gives back lands at the tail: see Returned.
-func (b *Broker) Arrivals(ctx context.Context, list string, yield func([]reconciler.Message) error) error {
+// Arrivals yields what is new in the list with a key that an event named: see
+// arrived and returned. Of an exchange's bindings it reads which queues they name;
+// a list that is not known yet becomes so if it holds messages.
+func (b *Broker) Arrivals(ctx context.Context, key string, yield func([]reconciler.Message) error) error {
+	list, err := b.changed(ctx, key)
+	if err != nil || !list {
+		return err
+	}
+	some := false
+	err = b.arrived(ctx, key, func(batch []reconciler.Message) error {
+		some = true
+		return yield(batch)
+	})
+	if err != nil || some {
+		return err
+	}
+	return b.returned(ctx, key, yield)
+}
+
+// arrived yields what is new at the head of a list since it was last asked for, or
+// since the first sweep: the elements before the first one that it remembers, or all.
+func (b *Broker) arrived(ctx context.Context, list string, yield func([]reconciler.Message) error) error {
 	var known, newest []uint64
 	b.with(list, func(s *listState) { known = s.newest })
 	first := true
@@ -177,12 +198,12 @@ func (b *Broker) Arrivals(ctx context.Context, list string, yield func([]reconci
 	return err
 }
 
-// returnedMax is how many elements at the tail Returned reads at most.
+// returnedMax is how many elements at the tail returned reads at most.
 const returnedMax = 100
 
-// Returned yields the messages at the tail of a list, up to 100 in up to about
+// returned yields the messages at the tail of a list, up to 100 in up to about
 // 256 KiB: workers that stop, and the visibility timeout, give back to there.
-func (b *Broker) Returned(ctx context.Context, list string, yield func([]reconciler.Message) error) error {
+func (b *Broker) returned(ctx context.Context, list string, yield func([]reconciler.Message) error) error {
 	length, err := b.client.LLen(ctx, list).Result()
 	if wrongType(err) {
 		return nil
@@ -216,4 +237,18 @@ func (b *Broker) Returned(ctx context.Context, list string, yield func([]reconci
 		n.read(elements)
 	}
 	return nil
+}
+
+// AppendLooks appends what an event of a key says: that something is new in a list.
+// With Patterns it makes the broker's keys what package keyspace watches.
+func (b *Broker) AppendLooks(to []reconciler.Look, key string) []reconciler.Look {
+	return append(to, reconciler.Look{Subject: reconciler.Subject{Kind: reconciler.QueueList, ID: key}})
+}
+
+// Patterns: lists are not watched by their names, so that no new one is missed.
+func (b *Broker) Patterns() []string { return nil }
+
+// ControlChannel is where workers hear revokes.
+func (b *Broker) ControlChannel() string {
+	return pidboxChannel(b.options.KeyPrefix, b.options.DB, b.options.ControlExchange)
 }

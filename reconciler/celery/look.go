@@ -66,7 +66,7 @@ func (s *Store) Look(ctx context.Context, looks []reconciler.Look) ([]reconciler
 		}
 		todo = todo[len(now):]
 		for i, a := range now {
-			next, err := a.answer(found, replies[i])
+			next, err := s.answer(a, found, replies[i])
 			if err != nil {
 				return nil, failed("look", err)
 			}
@@ -75,10 +75,8 @@ func (s *Store) Look(ctx context.Context, looks []reconciler.Look) ([]reconciler
 			}
 		}
 	}
-	if s.named {
-		if err := s.nameLarge(ctx, found); err != nil {
-			return nil, failed("look", err)
-		}
+	if err := s.describeLarge(ctx, found); err != nil {
+		return nil, failed("look", err)
 	}
 	return found, nil
 }
@@ -127,7 +125,7 @@ func (s *Store) ask(looks []reconciler.Look) ([]asked, error) {
 
 // answer puts a reply of look.lua where it belongs, and tells from which key on
 // the script did not look.
-func (a asked) answer(found []reconciler.Found, reply any) (next int, err error) {
+func (s *Store) answer(a asked, found []reconciler.Found, reply any) (next int, err error) {
 	list, ok := reply.([]any)
 	if !ok || len(list)%4 != 1 {
 		return 0, fmt.Errorf("look.lua: unexpected reply %T", reply)
@@ -144,15 +142,20 @@ func (a asked) answer(found []reconciler.Found, reply any) (next int, err error)
 		i := index - 1
 		to := &found[a.looks[i]]
 		if a.kinds[i] == recordLetter {
+			fields := strings.SplitN(tail, "\n", 5)
+			if len(fields) != 5 {
+				return 0, fmt.Errorf("look.lua: a record of %d fields", len(fields))
+			}
 			to.Deleted = head == string(reconciler.Deleted)
-			to.HoldUntil = millis(tail)
+			to.HoldUntil, to.Revoked, to.Ended = millis(fields[0]), fields[1] != "", fields[2] != ""
+			to.Table, to.Key = fields[3], fields[4]
 			continue
 		}
 		artifact := reconciler.Artifact{Kind: reconciler.CompanionKey, Key: a.keys[i], Stamp: reconciler.Stamp{Len: length, Head: head, Tail: tail}}
 		if a.kinds[i] == resultLetter {
 			artifact.Kind = reconciler.ResultKey
 			if length <= reconciler.StampWhole {
-				artifact.Name = ParseValue(strings.NewReader(head)).Name
+				s.describe(&artifact, head)
 			}
 		}
 		to.Artifacts = append(to.Artifacts, artifact)
@@ -160,15 +163,40 @@ func (a asked) answer(found []reconciler.Found, reply any) (next int, err error)
 	return int(end) - 1, nil
 }
 
-// nameLarge reads the names of results that a stamp does not hold whole.
-func (s *Store) nameLarge(ctx context.Context, found []reconciler.Found) error {
+// describe adds what the value of a result says.
+func (s *Store) describe(a *reconciler.Artifact, value string) {
+	v := ParseValue(strings.NewReader(value))
+	a.Name, a.Ended = v.Name, Terminal(v.Status)
+	if s.byArgument {
+		a.Refs = s.reader.ResultRefs(value, v.Name)
+	}
+}
+
+// maxResult is up to which size, in bytes, a result's arguments are read.
+const maxResult = 1 << 20
+
+// describeLarge reads what results say that a stamp does not hold whole: as much as
+// the bindings need. Where that is nothing, the beginning has the state.
+func (s *Store) describeLarge(ctx context.Context, found []reconciler.Found) error {
 	for i := range found {
 		for j := range found[i].Artifacts {
 			a := &found[i].Artifacts[j]
 			if a.Kind != reconciler.ResultKey || a.Stamp.Len <= reconciler.StampWhole {
 				continue
 			}
+			a.Ended = Terminal(headStatus(a.Stamp.Head))
+			if !s.named {
+				continue
+			}
 			pieces := &pieceReader{ctx: ctx, client: s.client, key: a.Key}
+			if s.byArgument && a.Stamp.Len <= maxResult {
+				value, err := io.ReadAll(pieces)
+				if err != nil {
+					return err
+				}
+				s.describe(a, string(value))
+				continue
+			}
 			a.Name = ParseValue(bufio.NewReader(pieces)).Name
 			if pieces.err != nil {
 				return pieces.err
@@ -176,6 +204,16 @@ func (s *Store) nameLarge(ctx context.Context, found []reconciler.Found) error {
 		}
 	}
 	return nil
+}
+
+// headStatus is the state of a JSON result by its beginning, as Celery writes it.
+func headStatus(head string) string {
+	rest, ok := strings.CutPrefix(head, `{"status": "`)
+	if !ok {
+		return ""
+	}
+	status, _, _ := strings.Cut(rest, `"`)
+	return status
 }
 
 // pieceReader reads a string in pieces that are short calls for the server. The

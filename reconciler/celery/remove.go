@@ -102,6 +102,9 @@ func appendFields(args []any, id string, r reconciler.Record) []any {
 	if r.TraceID != "" {
 		args = append(args, "trace_id", r.TraceID)
 	}
+	if r.Ended {
+		args = append(args, "ended", "1")
+	}
 	return args
 }
 

@@ -47,6 +47,9 @@ type Entry struct {
 	Undo       map[string]time.Time `json:"undo,omitempty"`
 	RestoredAt time.Time            `json:"restored_at,omitzero"`
 	HoldUntil  time.Time            `json:"hold_until,omitzero"`
+	// RevokedAt is when workers were told not to run it; those that were up then
+	// refuse it as long as they live.
+	RevokedAt time.Time `json:"revoked_at,omitzero"`
 }
 
 // Restore puts back what was removed of the tasks with these ids, in any
@@ -237,7 +240,11 @@ func entry(record string, fields map[string]string) Entry {
 			e.RestoredAt = millis(value)
 		case "hold_until":
 			e.HoldUntil = millis(value)
-		case string(reconciler.ResultKey), string(reconciler.CompanionKey):
+		case "revoked_at":
+			e.RevokedAt = millis(value)
+		case "ended":
+			e.Ended = true
+		case string(reconciler.ResultKey), string(reconciler.CompanionKey), string(reconciler.QueuedMessage), string(reconciler.UnackedMessage):
 			e.Count[reconciler.ArtifactKind(field)], _ = strconv.Atoi(value)
 		default:
 			if key, ok := strings.CutPrefix(field, "@"); ok {

@@ -23,6 +23,9 @@ var lookSource string
 //go:embed remove.lua
 var removeSource string
 
+//go:embed bury.lua
+var burySource string
+
 //go:embed restore.lua
 var restoreSource string
 
@@ -54,6 +57,7 @@ var raiseSource string
 var (
 	lookScript    = newScript(stamped(lookSource))
 	removeScript  = newScript(stamped(removeSource))
+	buryScript    = newScript(burySource)
 	restoreScript = newScript(restoreSource)
 	trimScript    = newScript(trimSource)
 	claimScript   = newScript(claimSource)

@@ -39,6 +39,9 @@ type Store struct {
 	// named: some binding goes by the task's name, so that names matter in large
 	// results too.
 	named bool
+	// byArgument: some binding goes by its arguments, which reader reads.
+	byArgument bool
+	reader     *Reader
 	// records have been written since the set of records was last trimmed.
 	records atomic.Int64
 }
@@ -48,9 +51,10 @@ var _ reconciler.Artifacts = (*Store)(nil)
 // New makes a Store; it does no I/O.
 func New(o Options) *Store {
 	o.ScanShare = share(o.ScanShare)
-	s := &Store{Keys: NewKeys(o.ResultKeyPrefix, o.Bindings), client: o.Client, options: o}
+	s := &Store{Keys: NewKeys(o.ResultKeyPrefix, o.Bindings), client: o.Client, options: o, reader: NewReader(o.Bindings)}
 	for _, b := range o.Bindings {
 		s.named = s.named || len(b.Names) > 0
+		s.byArgument = s.byArgument || b.ByArgument()
 	}
 	return s
 }

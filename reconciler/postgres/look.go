@@ -68,6 +68,13 @@ func (c *catalog) questions(looks []reconciler.Look, states []reconciler.RowStat
 					states[i].Keyed = states[i].Keyed.With(b)
 				}
 			}
+			for _, ref := range l.Refs {
+				if ref.Binding == b && key.ask(i, reconciler.Look{Subject: ref.Subject()}) {
+					states[i].Candidates = states[i].Candidates.With(b)
+					states[i].Keyed = states[i].Keyed.With(b)
+					states[i].Argued = states[i].Argued.With(b)
+				}
+			}
 		}
 		all = append(all, key)
 		for _, col := range t.columns {

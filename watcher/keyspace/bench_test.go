@@ -61,12 +61,13 @@ func drainSource(b *testing.B, keys int) {
 	drain.Go(func() { source.drain(ctx, sink) })
 
 	gate := make(chan struct{})
-	sub := &subscription{mode: ModeKeyspace, canary: source.canaryKey, prefix: channelPrefix(0)}
+	exact, globs, read := source.opts.channels(ModeKeyspace, source.canaryKey)
+	sub := &subscription{mode: ModeKeyspace, canary: source.canaryKey, parse: read}
 	sub.hint = func(key string, seen time.Time) {
 		<-gate
 		source.hint(sink, key, seen)
 	}
-	sub.start(ctx, f.client, source.opts.Keys.Patterns())
+	sub.start(ctx, f.client, exact, globs)
 	defer sub.close()
 	<-sub.confirmed
 	backlog(b, f, keys)

@@ -13,9 +13,6 @@ import (
 	"github.com/orphanwatch/orphanwatch/reconciler"
 )
 
-// canaryLife is how long the canary's key lives.
-const canaryLife = 5 * time.Second
-
 // canary makes an event of our own, in the database and through the client by which
 // everything else is done, and waits for it to come out of the subscription. Then it
 // goes into the set, so that it takes the rest of the way as well.
@@ -29,17 +26,11 @@ func (w *watch) canary(ctx context.Context, sub *subscription) error {
 	default:
 	}
 	sent := time.Now()
-	switch sub.mode {
-	case ModeKeyspace:
-		if err := w.client.Set(sending, w.canaryKey, 1, canaryLife).Err(); err != nil {
-			return w.refused(ctx, "set", err, "~"+canaryPrefix+"*", "+set")
-		}
-	case ModePublish:
-		if err := w.client.Publish(sending, w.canaryKey, 1).Err(); err != nil {
-			return w.refused(ctx, "publish", err, "&"+canaryPrefix+"*", "+publish")
-		}
-	case ModeScan:
+	if sub.mode == ModeScan {
 		return nil
+	}
+	if what, err := w.opts.send(sending, w.client, sub.mode, w.canaryKey); err != nil {
+		return w.refused(ctx, what, err, w.opts.sendRights(sub.mode)...)
 	}
 	select {
 	case <-sub.echo:
@@ -81,9 +72,9 @@ func (w *watch) unheard(ctx context.Context, sub *subscription, sent time.Time) 
 	defer cancel()
 	have, readErr := readFlags(ctx, w.client)
 	if readErr != nil {
-		return &unavailable{err, flagsFix(neededFlags)}
+		return &unavailable{err, flagsFix(w.kind.flags)}
 	}
-	return &unavailable{fmt.Errorf("%w; %s is %q", err, flagsName, have), flagsFix(addFlags(have))}
+	return &unavailable{fmt.Errorf("%w; %s is %q", err, flagsName, have), flagsFix(addFlags(have, w.kind.flags))}
 }
 
 // identity is which server it is, and in which role; zero where it does not say.

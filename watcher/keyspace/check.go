@@ -140,15 +140,15 @@ func (c *check) flags(ctx context.Context) {
 	switch {
 	case err != nil:
 		c.bad(nameFlags, "cannot be read: "+err.Error(),
-			"allow +config|get, or set "+flagsLine(neededFlags)+" in the provider's parameter group")
-	case hasFlags(have, neededFlags):
+			"allow +config|get, or set "+flagsLine(c.kind().flags)+" in the provider's parameter group")
+	case hasFlags(have, c.kind().flags):
 		c.ok(nameFlags, "%s is %q", flagsName, have)
 	default:
-		detail := fmt.Sprintf("%s is %q: writes of results are not announced", flagsName, have)
+		detail := fmt.Sprintf("%s is %q: %s", flagsName, have, c.kind().missed)
 		if c.Configure != ConfigureNever {
 			detail += " (run adds the flags, but only until Redis restarts)"
 		}
-		c.bad(nameFlags, detail, flagsFix(addFlags(have)))
+		c.bad(nameFlags, detail, flagsFix(addFlags(have, c.kind().flags)))
 		if c.Configure != ConfigureNever {
 			c.findings[len(c.findings)-1].Mend = c.mendFlags
 		}
@@ -163,7 +163,7 @@ func (c *check) mendFlags(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	want := addFlags(have)
+	want := addFlags(have, c.kind().flags)
 	return "CONFIG SET " + flagsName + " '" + want + "'", setFlags(ctx, client, have, want)
 }
 

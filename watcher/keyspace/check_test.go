@@ -180,14 +180,18 @@ func TestCheckServer(t *testing.T) {
 func TestRightsCoverScripts(t *testing.T) {
 	t.Parallel()
 	checked := map[string]bool{}
-	for _, line := range strings.Split(serverCommands+"\n"+ownCommands+"\n"+artifactCommands, "\n") {
+	all := []string{serverCommands, ownCommands, artifactCommands}
+	for _, commands := range brokerCommands {
+		all = append(all, commands)
+	}
+	for _, line := range strings.Split(strings.Join(all, "\n"), "\n") {
 		checked[strings.Fields(line)[0]] = true
 	}
 	scripts, err := filepath.Glob("../../reconciler/celery/*.lua")
 	if err != nil || len(scripts) == 0 {
 		t.Fatalf("no scripts: %v", err)
 	}
-	call := regexp.MustCompile(`redis\.p?call\('([A-Z]+)'`)
+	call := regexp.MustCompile(`\bp?call\('([A-Z]+)'`)
 	for _, path := range scripts {
 		text, err := os.ReadFile(path)
 		if err != nil {

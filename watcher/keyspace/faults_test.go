@@ -248,8 +248,8 @@ func TestStopWhilePaused(t *testing.T) {
 func TestRepeatedSubscription(t *testing.T) {
 	t.Parallel()
 	client := dial(t, sandbox.NewRedis(t).URL())
-	s := &subscription{mode: ModeKeyspace, canary: "c", prefix: channelPrefix(0), hint: func(string, time.Time) {}}
-	s.start(t.Context(), client, []string{meta + "*"})
+	s := &subscription{mode: ModeKeyspace, canary: "c", parse: func(c, p string) (string, bool) { return parse(channelPrefix(0), c, p) }, hint: func(string, time.Time) {}}
+	s.start(t.Context(), client, []string{channelPrefix(0) + "c"}, []string{channelPrefix(0) + meta + "*"})
 	defer s.close()
 	select {
 	case <-s.confirmed:

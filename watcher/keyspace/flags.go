@@ -2,10 +2,6 @@ package keyspace
 
 import "strings"
 
-// neededFlags of notify-keyspace-events: keyspace channels, and the events of
-// string commands.
-const neededFlags = "K$"
-
 // allFlags is what the flag A stands for.
 const allFlags = "g$lshzxetd"
 
@@ -22,8 +18,8 @@ func hasFlags(have, need string) bool {
 
 // addFlags is the union of what is set and what we need: nothing is ever taken
 // away, and nothing is added that is there already.
-func addFlags(have string) string {
-	for _, f := range neededFlags {
+func addFlags(have, need string) string {
+	for _, f := range need {
 		if !hasFlags(have, string(f)) {
 			have += string(f)
 		}

@@ -56,6 +56,13 @@ type Options struct {
 	// options are used: see ownClient.
 	Client *redis.Client
 	Keys   Keys
+	// Lists: the events of lists are watched, in the Redis and the database that is
+	// the broker; Keys says what each is of.
+	Lists bool
+	// Prefix stands before every key of the broker, and Publish are the channels on
+	// which workers are told something. Both are only for the check of rights.
+	Prefix  string
+	Publish []string
 	// Configure is whether missing flags of notify-keyspace-events may be added:
 	// ConfigureAuto (the default) or ConfigureNever.
 	Configure string
@@ -73,6 +80,7 @@ type Options struct {
 // Source watches Redis; it implements watcher.Source.
 type Source struct {
 	opts      Options
+	kind      kind
 	canaryKey string
 	maxKey    int
 	set       *set
@@ -99,7 +107,10 @@ func New(o Options) *Source {
 	if o.MaxPending == 0 {
 		o.MaxPending = 1 << 16
 	}
-	s := &Source{opts: o, canaryKey: canaryPrefix + instance(), set: newSet(o.MaxPending)}
+	s := &Source{opts: o, kind: o.kind(), canaryKey: canaryPrefix + instance(), set: newSet(o.MaxPending)}
+	if o.Lists {
+		s.maxKey = maxID
+	}
 	for _, p := range o.Keys.Patterns() {
 		s.maxKey = max(s.maxKey, len(p)+maxID)
 	}
@@ -127,7 +138,7 @@ func instance() string {
 }
 
 // Name is the source's name in metrics and logs.
-func (s *Source) Name() string { return watcher.SourceRedis }
+func (s *Source) Name() string { return s.kind.source }
 
 // Ignored is how many events were of keys that cannot be of a task or row: without
 // an id, or with one over 1 KiB.
@@ -163,7 +174,7 @@ func (s *Source) hint(sink watcher.Sink, key string, seen time.Time) {
 	if !s.set.add(key, seen) {
 		s.opts.Log.LogAttrs(context.Background(), slog.LevelWarn, "too many keys wait for the queue: dropped them for a resync",
 			slog.Int("keys", s.opts.MaxPending))
-		sink.Gap(watcher.SourceRedis, gapOverflow)
+		sink.Gap(s.kind.source, gapOverflow)
 	}
 }
 
@@ -192,7 +203,7 @@ func (s *Source) drain(ctx context.Context, sink watcher.Sink) {
 
 func (s *Source) looks(to []reconciler.Look, key string) []reconciler.Look {
 	if key == s.canaryKey {
-		return append(to, reconciler.Look{Subject: reconciler.Subject{Kind: reconciler.Canary, ID: watcher.SourceRedis}})
+		return append(to, reconciler.Look{Subject: reconciler.Subject{Kind: reconciler.Canary, ID: s.kind.source}})
 	}
 	return s.opts.Keys.AppendLooks(to, key)
 }

@@ -12,9 +12,6 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// ladder are the ways of watching, best first.
-var ladder = []string{ModeKeyspace, ModePublish, ModeScan}
-
 // unavailable is why one way of watching is not to be had, though the server
 // answers, and what mends that.
 type unavailable struct {
@@ -40,13 +37,13 @@ func (w *watch) connect(ctx context.Context) (*subscription, error) {
 	if err := w.identity.differs(before); err != nil {
 		w.log(slog.LevelWarn, "redis is not what it was", slog.String("change", err.Error()))
 	}
-	return w.best(ctx, ladder)
+	return w.best(ctx, w.kind.modes)
 }
 
 // climb makes a subscription that is better than one that works, and closes that
 // one; where there is none yet it returns the old one, with the present reason.
 func (w *watch) climb(ctx context.Context, sub *subscription) *subscription {
-	better, err := w.best(ctx, ladder[:slices.Index(ladder, sub.mode)])
+	better, err := w.best(ctx, w.kind.modes[:slices.Index(w.kind.modes, sub.mode)])
 	if better != nil {
 		sub.close()
 		w.connected(better, &ending{gapLadder, time.Now()})
@@ -90,20 +87,15 @@ func join(a, b error) error {
 func (w *watch) open(ctx context.Context, mode string) (*subscription, error) {
 	sub := &subscription{mode: mode, canary: w.canaryKey}
 	sub.hint = func(key string, seen time.Time) { w.hint(w.sink, key, seen) }
-	patterns := w.opts.Keys.Patterns()
-	switch mode {
-	case ModeKeyspace:
+	if mode == ModeKeyspace {
 		if err := w.assertFlags(ctx); err != nil {
 			return nil, err
 		}
-		sub.prefix = channelPrefix(w.client.Options().DB)
-	case ModePublish:
-		patterns = patterns[:1]
-	case ModeScan:
-		patterns = nil
 	}
-	sub.start(ctx, w.client, patterns)
-	err := w.await(ctx, sub, patterns)
+	exact, globs, parse := w.opts.channels(mode, w.canaryKey)
+	sub.parse = parse
+	sub.start(ctx, w.client, exact, globs)
+	err := w.await(ctx, sub, exact, globs)
 	if err == nil {
 		err = w.canary(ctx, sub)
 	}
@@ -115,7 +107,7 @@ func (w *watch) open(ctx context.Context, mode string) (*subscription, error) {
 }
 
 // await waits for the confirmation of every channel and pattern.
-func (w *watch) await(ctx context.Context, sub *subscription, patterns []string) error {
+func (w *watch) await(ctx context.Context, sub *subscription, exact, globs []string) error {
 	timeout := time.NewTimer(answerTimeout)
 	defer timeout.Stop()
 	select {
@@ -127,17 +119,23 @@ func (w *watch) await(ctx context.Context, sub *subscription, patterns []string)
 	}
 	err := sub.cause().err
 	if redis.IsPermissionError(err) {
-		return &unavailable{err, aclFix(whoami(ctx, w.client), append(channelRules(sub.prefix, patterns), "+subscribe", "+psubscribe", "+ping")...)}
+		return &unavailable{err, aclFix(whoami(ctx, w.client), append(channelRules(exact, globs), "+subscribe", "+psubscribe", "+ping")...)}
 	}
 	return err
 }
 
 // channelRules are the ACL rules of the channels that we subscribe. A pattern needs
 // the literal pattern; for a channel any glob that matches it will do.
-func channelRules(prefix string, patterns []string) []string {
-	rules := []string{"&" + prefix + canaryPrefix + "*"}
-	for _, p := range patterns {
-		rules = append(rules, "&"+p)
+func channelRules(exact, globs []string) []string {
+	var rules []string
+	for _, c := range exact {
+		if at := strings.Index(c, canaryPrefix); at >= 0 {
+			c = c[:at] + canaryPrefix + "*" // each process has its own
+		}
+		rules = append(rules, "&"+c)
+	}
+	for _, g := range globs {
+		rules = append(rules, "&"+g)
 	}
 	return rules
 }
@@ -175,10 +173,10 @@ func (w *watch) assertFlags(ctx context.Context) error {
 		w.log(slog.LevelDebug, "the flags of redis cannot be read", slog.String("error", err.Error()))
 		return nil
 	}
-	if hasFlags(have, neededFlags) {
+	if hasFlags(have, w.kind.flags) {
 		return nil
 	}
-	want := addFlags(have)
+	want := addFlags(have, w.kind.flags)
 	off := fmt.Errorf("notify-keyspace-events is %q", have)
 	if w.opts.Configure == ConfigureNever {
 		return &unavailable{fmt.Errorf("%w and redis.configure is %s", off, ConfigureNever), flagsFix(want)}

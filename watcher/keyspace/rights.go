@@ -3,6 +3,7 @@ package keyspace
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -54,42 +55,74 @@ type right struct {
 	rules   []string
 }
 
-// neededRights are for all that is done in Redis.
-func (o Options) neededRights() []right {
-	var rights []right
-	add := func(commands, key string, rules ...string) {
-		for _, line := range strings.Split(commands, "\n") {
-			words := strings.Fields(line)
-			rule := "+" + strings.ToLower(words[0])
-			switch words[0] {
-			case "CONFIG", "SCRIPT", "MEMORY":
-				rule += "|" + strings.ToLower(words[1])
-			}
-			for i, w := range words {
-				switch w {
-				case "K":
-					words[i] = key
-				case "O":
-					words[i] = canaryPrefix + "x"
-				case "U":
-					words[i] = "orphanwatch:undo:" + key
-				}
-			}
-			rights = append(rights, right{words, append([]string{rule}, rules...)})
-		}
-	}
-	add(serverCommands, "")
-	if o.Configure != ConfigureNever {
-		add("CONFIG SET notify-keyspace-events "+neededFlags, "")
-	}
-	add(ownCommands, "x", "~orphanwatch:*")
-	prefix := channelPrefix(o.Client.Options().DB)
-	rules := channelRules(prefix, nil)
-	rights = append(rights, right{[]string{"SUBSCRIBE", prefix + canaryPrefix + "x"}, append(rules, "+subscribe")})
-	for _, p := range o.Keys.Patterns() {
-		rights = append(rights, right{[]string{"PSUBSCRIBE", prefix + p}, []string{"+psubscribe", "&" + prefix + p}})
+// brokerCommands are sent to the broker, by the key that they are about.
+var brokerCommands = map[string]string{
+	"celery":                "TYPE K\nLLEN K\nLINDEX K 0\nLPOS K x\nLRANGE K 0 1\nLREM K 1 x\nLSET K 0 x\nLPUSH K x\nRPUSH K x",
+	"unacked":               "TYPE K\nHSCAN K 0\nHGET K x\nHDEL K x",
+	"unacked_index":         "TYPE K\nZREM K x",
+	"_kombu.binding.celery": "TYPE K\nSSCAN K 0\nSCARD K",
+}
+
+// resultRights are for all that is done in the Redis of the results.
+func resultRights(o Options) []right {
+	rights := o.rights(serverCommands+o.configSet(resultFlags), "")
+	rights = append(rights, o.rights(ownCommands, "x", "~orphanwatch:*")...)
+	exact, globs, _ := o.channels(ModeKeyspace, canaryPrefix+"x")
+	rights = append(rights, right{[]string{"SUBSCRIBE", exact[0]}, append(channelRules(exact, nil), "+subscribe")})
+	for i, p := range o.Keys.Patterns() {
+		rights = append(rights, right{[]string{"PSUBSCRIBE", globs[i]}, []string{"+psubscribe", "&" + globs[i]}})
 		// A pattern without its escapes is a key that it matches.
-		add(artifactCommands, unescape.Replace(p), "~orphanwatch:*", "~"+p)
+		rights = append(rights, o.rights(artifactCommands, unescape.Replace(p), "~orphanwatch:*", "~"+p)...)
+	}
+	return rights
+}
+
+// brokerRights are for all that is done in the broker's Redis: lists of any name.
+func brokerRights(o Options) []right {
+	rights := o.rights(serverCommands+o.configSet(brokerFlags), "")
+	rights = append(rights, o.rights(ownCommands, "x", "~orphanwatch:*")...)
+	rights = append(rights, o.rights("LPUSH O x\nLTRIM O 0 0", "x", "~orphanwatch:*")...)
+	for _, key := range slices.Sorted(maps.Keys(brokerCommands)) {
+		rights = append(rights, o.rights(brokerCommands[key], o.Prefix+key, "~"+o.Prefix+key)...)
+	}
+	exact, _, _ := o.channels(ModeKeyspace, canaryPrefix+"x")
+	for _, channel := range exact {
+		rights = append(rights, right{[]string{"SUBSCRIBE", channel}, []string{"+subscribe", "&" + channel}})
+	}
+	for _, channel := range o.Publish {
+		rights = append(rights, right{[]string{"PUBLISH", channel, "x"}, []string{"+publish", "&" + channel}})
+	}
+	return rights
+}
+
+func (o Options) configSet(flags string) string {
+	if o.Configure == ConfigureNever {
+		return ""
+	}
+	return "\nCONFIG SET notify-keyspace-events " + flags
+}
+
+// rights are commands, with their keys put in, and the rules that permit them.
+func (o Options) rights(commands, key string, rules ...string) []right {
+	var rights []right
+	for _, line := range strings.Split(commands, "\n") {
+		words := strings.Fields(line)
+		rule := "+" + strings.ToLower(words[0])
+		switch words[0] {
+		case "CONFIG", "SCRIPT", "MEMORY":
+			rule += "|" + strings.ToLower(words[1])
+		}
+		for i, w := range words {
+			switch w {
+			case "K":
+				words[i] = key
+			case "O":
+				words[i] = canaryPrefix + "x"
+			case "U":
+				words[i] = "orphanwatch:undo:" + key
+			}
+		}
+		rights = append(rights, right{words, append([]string{rule}, rules...)})
 	}
 	return rights
 }
@@ -99,7 +132,7 @@ var unescape = strings.NewReplacer(`\\`, `\`, `\*`, `*`, `\?`, `?`, `\[`, `[`, `
 // rights asks the server whether our user may do all of it, without doing it.
 func (c *check) rights(ctx context.Context) {
 	user := whoami(ctx, c.Client)
-	rights := c.neededRights()
+	rights := c.kind().rights(c.Options)
 	answers, err := c.Client.Pipelined(ctx, func(p redis.Pipeliner) error {
 		for _, r := range rights {
 			args := []any{"ACL", "DRYRUN", user}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -50,7 +51,7 @@ type subscription struct {
 	// heard is when the last frame came, ns since born: wall clocks jump.
 	heard atomic.Int64
 
-	prefix  string
+	parse   func(channel, payload string) (key string, ok bool)
 	canary  string
 	hint    func(key string, seen time.Time)
 	pubsub  *redis.PubSub
@@ -59,26 +60,25 @@ type subscription struct {
 
 // start connects and subscribes; whether that worked shows in confirmed and ctx.
 // dialing ends before answerTimeout.
-func (s *subscription) start(ctx context.Context, client *redis.Client, patterns []string) {
+func (s *subscription) start(ctx context.Context, client *redis.Client, exact, globs []string) {
 	s.ctx, s.end = context.WithCancelCause(ctx)
 	s.confirmed = make(chan struct{})
 	s.echo = make(chan struct{}, 1)
 	s.born = time.Now()
-	if len(patterns) == 0 {
+	if len(exact) == 0 {
 		close(s.confirmed)
 		return
 	}
-	awaited := map[string]bool{s.prefix + s.canary: true}
-	for i, p := range patterns {
-		patterns[i] = s.prefix + p
-		awaited[patterns[i]] = true
+	awaited := map[string]bool{}
+	for _, c := range slices.Concat(exact, globs) {
+		awaited[c] = true
 	}
 	s.pubsub = client.Subscribe(s.ctx)
 	dialing, cancel := context.WithTimeout(s.ctx, answerTimeout)
 	defer cancel()
-	err := s.pubsub.Subscribe(dialing, s.prefix+s.canary)
-	if err == nil {
-		err = s.pubsub.PSubscribe(dialing, patterns...)
+	err := s.pubsub.Subscribe(dialing, exact...)
+	if err == nil && len(globs) > 0 {
+		err = s.pubsub.PSubscribe(dialing, globs...)
 	}
 	if err != nil {
 		s.end(&lost{gapReconnect, fmt.Errorf("subscribe: %w", err)})
@@ -127,7 +127,7 @@ func (s *subscription) receive(awaited map[string]bool) {
 }
 
 func (s *subscription) message(m *redis.Message, now time.Time) {
-	key, ok := parse(s.prefix, m.Channel, m.Payload)
+	key, ok := s.parse(m.Channel, m.Payload)
 	if !ok {
 		return
 	}

@@ -76,7 +76,7 @@ func (w *watch) connected(sub *subscription, last *ending) {
 	} else {
 		attrs = append(attrs, slog.String("gap", last.gap), slog.Float64("blind_seconds", time.Since(last.sure).Seconds()))
 		w.log(slog.LevelWarn, "watching redis again: what was missed meanwhile is found by a resync", attrs...)
-		w.sink.Gap(watcher.SourceRedis, last.gap)
+		w.sink.Gap(w.kind.source, last.gap)
 	}
 }
 
@@ -148,7 +148,7 @@ func (w *watch) report(h watcher.Health) {
 		w.log(slog.LevelWarn, "redis is not watched", slog.String("error", h.Err))
 	}
 	w.health = h
-	w.sink.Report(watcher.SourceRedis, h)
+	w.sink.Report(w.kind.source, h)
 }
 
 func (w *watch) log(level slog.Level, msg string, attrs ...slog.Attr) {

@@ -32,15 +32,23 @@ type sink struct {
 	hold   bool
 	held   []watcher.Event
 	events []watcher.Event
-	gaps   []string
-	health watcher.Health
-	room   chan struct{}
+	// messages are those whose subjects are messages; they are finished at once.
+	messages []watcher.Event
+	gaps     []string
+	health   watcher.Health
+	room     chan struct{}
 }
 
 func newSink() *sink { return &sink{limit: 1 << 30, room: make(chan struct{})} }
 
 func (s *sink) Offer(e watcher.Event) bool {
 	s.mu.Lock()
+	if e.Subject.Kind.OfMessages() {
+		s.messages = append(s.messages, e)
+		s.mu.Unlock()
+		e.Done()
+		return true
+	}
 	if len(s.held) >= s.limit {
 		s.mu.Unlock()
 		return false

@@ -171,8 +171,8 @@ func (s *Session) updated(run context.Context, m *message) error {
 	return nil
 }
 
-// keyGone offers all subjects of the old tuple's row: the task of its key, the
-// tasks of its columns, and the row itself.
+// keyGone offers all subjects of the old tuple's row: the tasks of its key and of
+// its columns, their messages, and the row itself.
 func (s *Session) keyGone(run context.Context, m *message, b *bound, columns []string) error {
 	binding := &s.opts.Bindings[b.binding]
 	data, ok := text(m.old, b.key)
@@ -181,13 +181,10 @@ func (s *Session) keyGone(run context.Context, m *message, b *bound, columns []s
 		return nil
 	}
 	key := string(data)
-	del := &reconciler.Deletion{Binding: b.binding, Key: key, Commit: s.commit}
-	e := watcher.Event{Trigger: reconciler.ByDelete, Seen: s.seenAt, Deletion: del}
+	subjects := s.subjects[:0]
 	if binding.CeleryID {
-		e.Subject = reconciler.TaskSubject(key)
-		if err := s.offer(run, e); err != nil {
-			return err
-		}
+		task := reconciler.TaskSubject(key)
+		subjects = append(subjects, task, task.Messages())
 	}
 	for j, name := range columns {
 		i := b.columns[j]
@@ -196,15 +193,26 @@ func (s *Session) keyGone(run context.Context, m *message, b *bound, columns []s
 			continue
 		}
 		if id, ok := text(m.old, i); ok && len(id) > 0 {
-			e.Subject = reconciler.TaskSubject(string(id))
-			if err := s.offer(run, e); err != nil {
-				return err
-			}
+			task := reconciler.TaskSubject(string(id))
+			subjects = append(subjects, task, task.Messages())
 		}
 	}
+	row := reconciler.RowSubject(b.binding, key)
 	if len(binding.Companions) > 0 {
-		e.Subject = reconciler.RowSubject(b.binding, key)
-		return s.offer(run, e)
+		subjects = append(subjects, row)
+	}
+	if binding.ByArgument() {
+		subjects = append(subjects, row.Messages())
+	}
+	s.subjects = subjects
+	e := watcher.Event{
+		Trigger: reconciler.ByDelete, Seen: s.seenAt,
+		Deletion: &reconciler.Deletion{Binding: b.binding, Key: key, Commit: s.commit},
+	}
+	for _, e.Subject = range subjects {
+		if err := s.offer(run, e); err != nil {
+			return err
+		}
 	}
 	return nil
 }

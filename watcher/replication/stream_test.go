@@ -130,6 +130,30 @@ func TestKeyTypes(t *testing.T) {
 	require.Equal(t, want, r.sink.offered())
 }
 
+// TestMessagesOfADeletedRowAreNamed: by the id of its tasks, and by the row where
+// the tasks' arguments are its key.
+func TestMessagesOfADeletedRowAreNamed(t *testing.T) {
+	byID := reconciler.Binding{Schema: "public", Table: "scan_tasks", Key: "id", CeleryID: true, Columns: []string{"celery_task_id"}}
+	byArgument := reconciler.Binding{Schema: "public", Table: "scan_tasks", Key: "id", Kwargs: []string{"scan_id"}, Names: []string{"scan"}}
+	dsn := sandbox.NewExampleDatabase(t)
+	r := newRig(t, options(dsn, byID, byArgument))
+	r.exec("ALTER TABLE scan_tasks REPLICA IDENTITY FULL", fmt.Sprintf("INSERT INTO scan_tasks (id, celery_task_id) VALUES ('%s', 'scan:42')", id1))
+	r.run()
+	r.exec("DELETE FROM scan_tasks")
+	r.settle()
+	require.Equal(t, []string{"task:" + id1, "task:scan:42"}, r.sink.offered())
+	r.sink.mu.Lock()
+	defer r.sink.mu.Unlock()
+	var got []reconciler.Subject
+	for _, e := range r.sink.messages {
+		got = append(got, e.Subject)
+		require.Equal(t, id1, e.Deletion.Key)
+	}
+	require.Equal(t, []reconciler.Subject{
+		reconciler.TaskSubject(id1).Messages(), reconciler.TaskSubject("scan:42").Messages(), reconciler.RowSubject(1, id1).Messages(),
+	}, got)
+}
+
 // TestEvidence: what an event says about its transaction.
 func TestEvidence(t *testing.T) {
 	r := example(t)

@@ -1,0 +1,186 @@
+package watcher
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/orphanwatch/orphanwatch/reconciler"
+)
+
+// Queues reads the broker's lists, each call within the share of the server's time
+// that looks may take.
+type Queues interface {
+	// Sweep yields all messages.
+	Sweep(ctx context.Context, yield func([]reconciler.Message) error) error
+	// Arrivals yields what is new in a list since it was last asked; the key may also
+	// be of a binding, which is then read again.
+	Arrivals(ctx context.Context, key string, yield func([]reconciler.Message) error) error
+	// Tombstones is how many places in lists wait to be removed: PurgeTombstones does
+	// it where that is cheap.
+	Tombstones() int64
+	PurgeTombstones(ctx context.Context) error
+}
+
+const (
+	// afterDeleted is when messages are looked at again after some were taken. One
+	// that a worker was just popping is in no key at that moment.
+	afterDeleted = time.Second
+	// cleanPasses in a row end that.
+	cleanPasses = 2
+	// watchEvery is how often all messages are looked at for those of deleted rows,
+	// where no event tells: retries and messages that are given back.
+	watchEvery = 30 * time.Second
+	// pollEvery is how often all are compared with the rows while there are no events.
+	pollEvery = time.Second
+	// purgeEvery is how often tombstones are tried.
+	purgeEvery = time.Second
+	// restFactor times as long as it took, nothing is swept after a sweep.
+	restFactor = 4
+)
+
+// looks is when messages are to be looked at next, and why.
+type looks struct {
+	// follow: after a deletion, zero for none; every and clean are of these passes.
+	follow time.Time
+	every  time.Duration
+	clean  int
+
+	watch, poll, purge time.Time
+}
+
+// look looks at messages: at those that have just come, at all where nothing tells
+// of them, and again after some were taken. It ends with ctx.
+func (t *term) look(ctx context.Context) error {
+	now := time.Now()
+	l := looks{watch: now.Add(watchEvery), poll: now.Add(pollEvery), purge: now.Add(purgeEvery)}
+	for {
+		wait := time.NewTimer(time.Until(l.next()))
+		select {
+		case <-ctx.Done():
+			wait.Stop()
+			return nil
+		case <-t.deleted:
+			l.follow, l.every, l.clean = time.Now().Add(afterDeleted), afterDeleted, 0
+		case <-t.lists.filled:
+		case <-wait.C:
+		}
+		wait.Stop()
+		if err := t.lookNow(ctx, &l); err != nil && ctx.Err() == nil {
+			t.c.telemetry.logFailure(ctx, t.c.Log, err)
+			if !pause(ctx, time.Second) {
+				return nil
+			}
+		}
+	}
+}
+
+func (l *looks) next() time.Time {
+	next := l.watch
+	for _, at := range []time.Time{l.poll, l.purge, l.follow} {
+		if !at.IsZero() && at.Before(next) {
+			next = at
+		}
+	}
+	return next
+}
+
+// lookNow does what is due.
+func (t *term) lookNow(ctx context.Context, l *looks) error {
+	changed := t.lists.take()
+	for list := range changed {
+		_, err := t.lookAt(ctx, func(ctx context.Context, yield func([]reconciler.Message) error) error {
+			return t.c.Queues.Arrivals(ctx, list, yield)
+		}, false)
+		if err != nil {
+			for list := range changed {
+				t.lists.add(list)
+			}
+			return err
+		}
+		delete(changed, list)
+	}
+	now := time.Now()
+	if !l.purge.After(now) {
+		l.purge = now.Add(purgeEvery)
+		if t.c.Queues.Tombstones() > 0 {
+			if err := t.c.Queues.PurgeTombstones(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	due := func(at time.Time) bool { return !at.IsZero() && !at.After(now) }
+	if due(l.poll) {
+		l.poll = now.Add(pollEvery)
+		if !t.c.state.connected(SourceBroker) {
+			_, err := t.lookAt(ctx, t.c.Queues.Sweep, false)
+			l.poll = rest(now, pollEvery)
+			return err
+		}
+	}
+	if !due(l.follow) && !due(l.watch) {
+		return nil
+	}
+	found, err := t.lookAt(ctx, t.c.Queues.Sweep, true)
+	l.watch = rest(now, watchEvery)
+	if l.follow.IsZero() || err != nil {
+		return err
+	}
+	l.clean++
+	if found > 0 {
+		l.clean, l.every = 0, min(2*l.every, watchEvery)
+	}
+	if l.follow = rest(now, l.every); l.clean >= cleanPasses {
+		l.follow = time.Time{}
+	}
+	return nil
+}
+
+func (t *term) lookAt(ctx context.Context, scan reconciler.MessageScan, onlyDeleted bool) (deleted int, err error) {
+	return t.c.Judge.LookAtMessages(ctx, scan, onlyDeleted, func(ctx context.Context, suspects []reconciler.Suspect) error {
+		return t.offerAll(ctx, reconciler.ByEvent, suspects)
+	})
+}
+
+// rest is when to sweep again after one that began then.
+func rest(began time.Time, every time.Duration) time.Time {
+	now := time.Now()
+	return now.Add(max(every, restFactor*now.Sub(began)))
+}
+
+// noteDeleted says that messages of deleted rows were looked for.
+func (t *term) noteDeleted() {
+	select {
+	case t.deleted <- struct{}{}:
+	default:
+	}
+}
+
+// lists are the keys of lists in which something is new.
+type lists struct {
+	mu     sync.Mutex
+	keys   map[string]struct{}
+	filled chan struct{} // has a token while there may be some
+}
+
+func newLists() *lists {
+	return &lists{keys: map[string]struct{}{}, filled: make(chan struct{}, 1)}
+}
+
+func (l *lists) add(key string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.keys[key] = struct{}{}
+	select {
+	case l.filled <- struct{}{}:
+	default:
+	}
+}
+
+func (l *lists) take() map[string]struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	keys := l.keys
+	l.keys = map[string]struct{}{}
+	return keys
+}
