@@ -279,10 +279,10 @@ func argKey(w walker, v item) (key string, err error) {
 func typedUUID(w walker) (string, error) {
 	typ, hex, others := "", "", false
 	err := fields(w, func(key string, v item) error {
-		switch {
-		case key == "__type__":
+		switch key {
+		case "__type__":
 			typ, _ = keep(v)
-		case key == "__value__":
+		case "__value__":
 			hex = ""
 			if v.kind == dict {
 				return fields(w, func(key string, v item) error {
