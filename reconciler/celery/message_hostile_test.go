@@ -183,6 +183,7 @@ func TestReadBodies(t *testing.T) {
 		{y, "- &a [*a]\n- {}\n- {}\n", nil},
 		{y, "[[a], {}, {}]\n---\nx\n", nil},
 		{y, "[[a], {}, {", nil},
+		{y, yamlBomb(), nil},
 		{y, strings.Repeat("[", 200_000), nil},
 		{y, "[[a], {}, {x: " + strings.Repeat("z", 2<<20) + "}]", nil},
 		{p, "\x93\x91\xa1a\x80\x80", rows("a")},
@@ -213,6 +214,12 @@ func TestReadBodies(t *testing.T) {
 			t.Errorf("%s %.100q: %v, %v, want %v", tt.contentType, tt.body, m.Refs, err, tt.refs)
 		}
 	}
+}
+
+// yamlBomb has a long list that a chord is said to have, again and again.
+func yamlBomb() string {
+	list := "[" + strings.Repeat("1,", 50_000) + "1]"
+	return "- []\n- {x: &s {task: x, args: &l " + list + "}}\n- {" + strings.Repeat("chord: *s,", 10_000) + "z: *l}\n"
 }
 
 // TestReadBodyText: without base64 the body is the text itself.
