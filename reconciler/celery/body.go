@@ -96,7 +96,7 @@ func (s *rules) readProtocol2(w walker) (c invocation, err error) {
 		return c, err
 	}
 	if v.kind == dict {
-		return s.task(w)
+		return s.task(w, true)
 	}
 	if v.kind != list {
 		return c, errSyntax
@@ -131,7 +131,7 @@ func (s *rules) readProtocol1(w walker) (c invocation, err error) {
 	if err != nil || v.kind != dict {
 		return c, errSyntax
 	}
-	return s.task(w)
+	return s.task(w, true)
 }
 
 // fields reads the rest of a dict; read must consume the value it is given.
@@ -152,8 +152,8 @@ func fields(w walker, read func(key string, v item) error) error {
 }
 
 // task reads the rest of a dict that says which task, and with which arguments: a
-// body of protocol 1, a signature, an extended result.
-func (s *rules) task(w walker) (c invocation, err error) {
+// body of protocol 1, an extended result, a signature. Only a body has a chord.
+func (s *rules) task(w walker, body bool) (c invocation, err error) {
 	err = fields(w, func(key string, v item) (err error) {
 		switch key {
 		case "id":
@@ -170,7 +170,9 @@ func (s *rules) task(w walker) (c invocation, err error) {
 			c.taskID, err = option(w, v)
 			return err
 		case "chord":
-			return s.chord(w, v, &c)
+			if body {
+				return s.chord(w, v, &c)
+			}
 		}
 		return w.skip(v)
 	})
@@ -209,7 +211,7 @@ func (s *rules) chord(w walker, v item, c *invocation) error {
 	if v.kind != dict {
 		return w.skip(v)
 	}
-	body, err := s.task(w)
+	body, err := s.task(w, false)
 	if body.named {
 		c.chord = &body
 	}
@@ -279,10 +281,10 @@ func argKey(w walker, v item) (key string, err error) {
 func typedUUID(w walker) (string, error) {
 	typ, hex, others := "", "", false
 	err := fields(w, func(key string, v item) error {
-		switch {
-		case key == "__type__":
+		switch key {
+		case "__type__":
 			typ, _ = keep(v)
-		case key == "__value__":
+		case "__value__":
 			hex = ""
 			if v.kind == dict {
 				return fields(w, func(key string, v item) error {

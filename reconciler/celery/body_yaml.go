@@ -9,14 +9,18 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// maxYAML is smaller than maxBody: the parser makes a tree of the whole text.
-const maxYAML = 1 << 20
+// maxYAML is smaller than maxBody: the parser makes a tree of the whole text, a
+// hundred times as large.
+const maxYAML = 256 << 10
 
 // yamlWalker goes through a YAML document as PyYAML's safe_load reads it. Nothing
 // is constructed: a value with a tag of its own is none of ours.
 type yamlWalker struct {
 	node *yaml.Node
 	open []yamlOpen
+	// left is how many more nodes may be seen: aliases can make few bytes of text
+	// a document without end.
+	left int
 }
 
 // yamlOpen is a list or dict with the index of its next child.
@@ -44,13 +48,16 @@ func newYAMLWalker(s string) (w *yamlWalker, err error) {
 	if err := in.Decode(&second); !errors.Is(err, io.EOF) {
 		return nil, errSyntax
 	}
-	return &yamlWalker{node: doc.Content[0]}, nil
+	return &yamlWalker{node: doc.Content[0], left: 4 * len(s)}, nil
 }
 
 func (w *yamlWalker) value() (item, error) {
 	n := w.node
 	if n.Kind == yaml.AliasNode {
 		n = n.Alias
+	}
+	if w.left -= 1 + len(n.Content); w.left < 0 {
+		return item{}, errSyntax
 	}
 	v := yamlItem(n)
 	if v.opens() {
@@ -70,8 +77,11 @@ func (w *yamlWalker) next() (key item, more bool, err error) {
 		return item{}, false, nil
 	}
 	if top.node.Kind == yaml.MappingNode {
-		if key = yamlItem(children[top.next]); key.kind != text {
-			key.raw = "\xff"
+		key = item{kind: other, raw: "\xff"} // which no text equals
+		if k := children[top.next]; k.Kind == yaml.ScalarNode {
+			if v := yamlItem(k); v.kind == text {
+				key = v
+			}
 		}
 		top.next++
 	}

@@ -4,6 +4,7 @@ import (
 	"compress/bzip2"
 	"compress/zlib"
 	"encoding/binary"
+	"errors"
 	"hash/crc32"
 	"hash/crc64"
 	"io"
@@ -53,7 +54,7 @@ var unzstd = func() *zstd.Decoder {
 
 // unxz reads the one block that Python's lzma.compress writes (The .xz File Format,
 // 2.1.1 and 3). The library's own reader allocates the dictionary that the block
-// asks for, up to 4 GiB; none longer than what we read is of use.
+// asks for, up to 4 GiB; none longer than the content is of use.
 func unxz(body string) (string, error) {
 	const header = 12
 	if len(body) < header+1 || !strings.HasPrefix(body, "\xfd7zXZ\x00") || body[header] == 0 {
@@ -63,12 +64,16 @@ func unxz(body string) (string, error) {
 	if len(body) < data {
 		return "", errSyntax
 	}
-	size, err := xzDictionary(body[header+1 : data-4])
+	dictionary, err := xzDictionary(body[header+1 : data-4])
+	if err != nil {
+		return "", err
+	}
+	size, err := lzma2Size(body[data:])
 	if err != nil {
 		return "", err
 	}
 	in := strings.NewReader(body[data:])
-	r, err := lzma.Reader2Config{DictCap: int(min(size, maxBody))}.NewReader2(in)
+	r, err := lzma.Reader2Config{DictCap: int(max(lzma.MinDictCap, min(dictionary, size)))}.NewReader2(in)
 	if err != nil {
 		return "", err
 	}
@@ -118,11 +123,52 @@ func xzDictionary(s string) (int64, error) {
 	return lzma.DecodeDictCap(rest[2])
 }
 
-func readAll(r io.Reader) (string, error) {
-	var out strings.Builder
-	n, err := io.Copy(&out, io.LimitReader(r, maxBody+1))
-	if err == nil && n > maxBody {
-		err = errSyntax
+// lzma2Size is how long the content is of the LZMA2 chunks that s begins with, as
+// their headers say (The .xz File Format, 5.3.1; the chunks are as in liblzma).
+func lzma2Size(s string) (size int64, err error) {
+	for {
+		if s == "" {
+			return 0, errSyntax
+		}
+		control := s[0]
+		if control == 0 {
+			return size, nil
+		}
+		if len(s) < 6 {
+			return 0, errSyntax
+		}
+		n := int64(s[1])<<8 + int64(s[2]) + 1
+		skip := 3 + n // a chunk that is not compressed
+		if control >= 0x80 {
+			n += int64(control&0x1f) << 16
+			skip = 5 + int64(s[3])<<8 + int64(s[4]) + 1
+			if control >= 0xc0 {
+				skip++ // the byte of new properties
+			}
+		}
+		if size += n; size > maxBody || skip > int64(len(s)) {
+			return 0, errSyntax
+		}
+		s = s[skip:]
 	}
-	return out.String(), err
+}
+
+// readAll reads to the end, and fails where that is beyond maxBody.
+func readAll(r io.Reader) (string, error) {
+	b := make([]byte, 0, 1024)
+	for {
+		if len(b) == cap(b) {
+			b = append(b, 0)[:len(b)]
+		}
+		n, err := r.Read(b[len(b):min(cap(b), maxBody+1)])
+		b = b[:len(b)+n]
+		switch {
+		case len(b) > maxBody:
+			return "", errSyntax
+		case errors.Is(err, io.EOF):
+			return string(b), nil
+		case err != nil:
+			return "", err
+		}
+	}
 }

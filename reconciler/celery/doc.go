@@ -1,5 +1,5 @@
 // Package celery is Celery's data in Redis: which keys a task has, what a result
-// says, and the atomic steps that remove, remember and restore.
+// and a message say, and the atomic steps that remove, remember and restore.
 //
 // Invariant: an artifact leaves its place only in the script that has just seen
 // that it is unchanged, that this leader is still the newest, that nobody paused

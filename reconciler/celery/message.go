@@ -41,7 +41,8 @@ func NewReader(bindings []reconciler.Binding) *Reader {
 
 // Read reads an element of a queue's list. It fails with ErrUnreadable where a
 // worker would not take it for a task: no complete envelope, no id, no name.
-// Place has Kind, Tag and Envelope; List and Index are the caller's.
+// Place has Kind, Tag and Envelope; List and Index are the caller's. The answer
+// shares the envelope's memory: who keeps an id for longer clones it.
 func (r *Reader) Read(envelope string) (reconciler.Message, error) {
 	w := jsonWalker{s: envelope}
 	var e parts

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/orphanwatch/orphanwatch/reconciler"
@@ -244,4 +245,25 @@ func TestResultRefsSamples(t *testing.T) {
 	if seen < 5*len(want)-1 {
 		t.Error("samples seen:", seen)
 	}
+}
+
+// TestReadConcurrently is for the race detector: one Reader serves all.
+func TestReadConcurrently(t *testing.T) {
+	t.Parallel()
+	r := celery.NewReader(byArgument)
+	var envelopes []string
+	for _, file := range samples(t, "5.6.3/msg-*.message*.bin", 40) {
+		envelopes = append(envelopes, readFile(t, file))
+	}
+	var group sync.WaitGroup
+	for range 4 {
+		group.Go(func() {
+			for _, envelope := range envelopes {
+				if m, err := r.Read(envelope); err == nil && m.ID == "" {
+					t.Error("no id")
+				}
+			}
+		})
+	}
+	group.Wait()
 }

@@ -32,6 +32,9 @@ func newRules(bindings []reconciler.Binding) rules {
 			of = append(of, rule{binding: i, arg: n})
 		}
 		for _, k := range b.Kwargs {
+			if k == "" {
+				continue
+			}
 			s.kwargs[k] = true
 			of = append(of, rule{binding: i, kwarg: k})
 		}
