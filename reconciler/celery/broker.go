@@ -45,6 +45,7 @@ type Broker struct {
 	reader  *Reader
 	keys    *Keys
 	seed    maphash.Seed
+	near    int64 // pullNear, but in tests
 	// unreadable is of the last complete sweep.
 	unreadable atomic.Int64
 
@@ -84,7 +85,7 @@ func NewBroker(o BrokerOptions) *Broker {
 	}
 	o.Share = share(o.Share)
 	b := &Broker{
-		client: o.Client, options: o, reader: NewReader(o.Bindings), keys: NewKeys("", o.Bindings), seed: maphash.MakeSeed(),
+		client: o.Client, options: o, reader: NewReader(o.Bindings), keys: NewKeys("", o.Bindings), seed: maphash.MakeSeed(), near: pullNear,
 		exchanges: map[string][]bound{}, unbound: map[string]bool{}, states: map[string]*listState{},
 	}
 	b.relist()

@@ -117,7 +117,6 @@ func (l *brokerLab) state() []string {
 	ctx := l.Context()
 	keys, err := l.client.Keys(ctx, "*").Result()
 	l.ok(err)
-	slices.Sort(keys)
 	var out []string
 	for _, key := range keys {
 		if key == "orphanwatch:control" {
@@ -147,6 +146,7 @@ func (l *brokerLab) state() []string {
 		}
 		out = append(out, key+": "+strings.Join(parts, " "))
 	}
+	slices.Sort(out)
 	return out
 }
 
