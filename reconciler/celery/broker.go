@@ -30,7 +30,7 @@ type BrokerOptions struct {
 	PrioritySteps   []int
 	Sep             string
 	ControlExchange string
-	// Terminate is what is done to running tasks: see revokeMessage.
+	// Terminate is the signal by which a revoke ends running tasks, or off (empty: off).
 	Terminate string
 	// Quarantine is how long a pulled message is kept, 0 for not at all.
 	Quarantine time.Duration
@@ -82,6 +82,9 @@ func NewBroker(o BrokerOptions) *Broker {
 	}
 	if o.ControlExchange == "" {
 		o.ControlExchange = "celery"
+	}
+	if o.Terminate == "" {
+		o.Terminate = "off"
 	}
 	o.Share = share(o.Share)
 	b := &Broker{

@@ -2,6 +2,7 @@ package celery_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -47,7 +48,7 @@ func TestBrokerModel(t *testing.T) {
 		run++
 		ctx := context.Background()
 		fatal := func(err error) {
-			if err != nil && err != redis.Nil {
+			if err != nil && !errors.Is(err, redis.Nil) {
 				rt.Fatal(err)
 			}
 		}
@@ -134,7 +135,6 @@ func TestBrokerModel(t *testing.T) {
 				}
 			},
 			"pull": func(rt *rapid.T) {
-				// From the tail to the head, as Pull goes, so that the model needs no order.
 				id := anyID(rt)
 				message, ok := looked[id]
 				if !ok {
@@ -266,7 +266,7 @@ func TestBrokerConcurrent(t *testing.T) {
 		defer client.Close()
 		for {
 			reply, err := client.BRPop(ctx, 100*time.Millisecond, "celery").Result()
-			if err == redis.Nil {
+			if errors.Is(err, redis.Nil) {
 				if stop.Load() {
 					return
 				}

@@ -83,7 +83,7 @@ func (b *Broker) readUnacked(tag, value string) (reconciler.Message, error) {
 		return m, err
 	}
 	m.Place.Tag = tag
-	m.Place.List = b.home(exchange, routingKey, priorityOf(m.Place.Envelope))
+	m.Place.List = b.home(exchange, routingKey, Priority(m.Place.Envelope))
 	return m, nil
 }
 

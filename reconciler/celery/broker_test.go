@@ -168,11 +168,30 @@ func TestPullDeep(t *testing.T) {
 		t.Errorf("%d tombstones, %d elements", l.Tombstones(), l.client.LLen(t.Context(), "celery").Val())
 	}
 
-	// A tombstone of someone before us, in a short list: the sweep counts it.
-	l.run("del celery", "rpush celery @a # @b @c #")
-	for i := range []int{1, 4} {
-		l.ok(l.client.LSet(t.Context(), "celery", int64([]int{1, 4}[i]), celery.Tombstone).Err())
+	// One that no other led to, far in: it is met by windows above and below.
+	for _, shift := range []string{"pushed", "taken out"} {
+		l.run("del celery")
+		l.ok(l.client.RPush(t.Context(), "celery", all...).Err())
+		l.Broker = celery.NewBroker(celery.BrokerOptions{Client: l.client, Queues: []string{"celery"}})
+		victim := l.sweep()["t5500"]
+		if shift == "pushed" {
+			push("few", 900)
+		} else {
+			l.run("lpop celery 450")
+		}
+		if got := l.pull(victim); got[0] != reconciler.Removed {
+			t.Errorf("%s: %s", shift, got)
+		}
+		for _, e := range l.client.LRange(t.Context(), "celery", 0, -1).Val() {
+			if e == victim.Place.Envelope {
+				t.Errorf("%s: it is still there", shift)
+			}
+		}
 	}
+
+	// A tombstone of someone before us, in a short list: the sweep counts it.
+	l.run("del celery")
+	l.ok(l.client.RPush(t.Context(), "celery", envelopeOf("a"), celery.Tombstone, envelopeOf("b"), envelopeOf("c"), celery.Tombstone).Err())
 	l.sweep()
 	if l.Tombstones() != 2 || l.Unreadable() != 0 {
 		t.Errorf("%d tombstones, %d unreadable", l.Tombstones(), l.Unreadable())
@@ -213,9 +232,11 @@ func TestRestoreMessages(t *testing.T) {
 	if want := []string{"tag-v celery restored", "tag-w celery restored", "tag-u celery restored", "tag-x  unplaced"}; !slices.Equal(got, want) {
 		t.Errorf("%q", got)
 	}
-	after := []string{"celery: @v @a @b @c @w @u",
+	after := []string{
+		"celery: @v @a @b @c @w @u",
 		"orphanwatch:messages:task:u: hold_until=set", "orphanwatch:messages:task:v: hold_until=set",
-		"orphanwatch:messages:task:w: hold_until=set", "orphanwatch:messages:task:x: m:tag-x=@x p:tag-x=T"}
+		"orphanwatch:messages:task:w: hold_until=set", "orphanwatch:messages:task:x: m:tag-x=@x p:tag-x=T",
+	}
 	l.wantState(after...)
 	if left := l.client.PTTL(t.Context(), "orphanwatch:messages:task:v").Val(); left < 119*time.Minute {
 		t.Errorf("the hold is forgotten after %v", left)

@@ -15,6 +15,10 @@ type Reader struct{}
 // NewReader makes a Reader.
 func NewReader([]reconciler.Binding) *Reader { return &Reader{} }
 
+const tombstone = `{"body": "", "content-encoding": "utf-8", "content-type": "application/json", ` +
+	`"headers": {}, "properties": {"delivery_mode": 2, "delivery_info": {"exchange": "", "routing_key": ""}, ` +
+	`"priority": 0, "body_encoding": "base64", "delivery_tag": "orphanwatch-tombstone"}}`
+
 type envelope struct {
 	Headers struct {
 		ID   string `json:"id"`
@@ -55,7 +59,8 @@ func (r *Reader) ReadUnacked(value string) (m reconciler.Message, exchange, rout
 	return m, exchange, routingKey, err
 }
 
-func priorityOf(text string) int {
+// Priority is properties.priority of an envelope.
+func Priority(text string) int {
 	var e envelope
 	_ = json.Unmarshal([]byte(text), &e)
 	return e.Properties.Priority
