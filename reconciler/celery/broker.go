@@ -30,7 +30,7 @@ type BrokerOptions struct {
 	PrioritySteps   []int
 	Sep             string
 	ControlExchange string
-	// Terminate is what is done to running tasks: see revokeMessage.
+	// Terminate is the signal by which a revoke ends running tasks, or off (empty: off).
 	Terminate string
 	// Quarantine is how long a pulled message is kept, 0 for not at all.
 	Quarantine time.Duration
@@ -47,6 +47,7 @@ type Broker struct {
 	seed    maphash.Seed
 	// discovered: Discover has been.
 	discovered atomic.Bool
+	near    int64 // pullNear, but in tests
 	// unreadable is of the last complete sweep.
 	unreadable atomic.Int64
 
@@ -84,9 +85,12 @@ func NewBroker(o BrokerOptions) *Broker {
 	if o.ControlExchange == "" {
 		o.ControlExchange = "celery"
 	}
+	if o.Terminate == "" {
+		o.Terminate = "off"
+	}
 	o.Share = share(o.Share)
 	b := &Broker{
-		client: o.Client, options: o, reader: NewReader(o.Bindings), keys: NewKeys("", o.Bindings), seed: maphash.MakeSeed(),
+		client: o.Client, options: o, reader: NewReader(o.Bindings), keys: NewKeys("", o.Bindings), seed: maphash.MakeSeed(), near: pullNear,
 		exchanges: map[string][]bound{}, unbound: map[string]bool{}, states: map[string]*listState{},
 	}
 	b.relist()

@@ -2,6 +2,7 @@ package celery
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"regexp"
 	"slices"
@@ -137,7 +138,7 @@ func (b *Broker) holdMessages(ctx context.Context, pace *pacer, keys []string) (
 			})
 			return err
 		})
-		if err != nil && !wrongType(err) && err != redis.Nil { //nolint:errorlint // what a pipeline gives
+		if err != nil && !wrongType(err) && !errors.Is(err, redis.Nil) {
 			return out, err
 		}
 		for i, key := range page {

@@ -2,6 +2,7 @@ package celery_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -54,7 +55,7 @@ func (l *brokerLab) run(commands ...string) {
 		for _, word := range strings.Fields(c) {
 			args = append(args, expand(word))
 		}
-		if err := l.client.Do(l.Context(), args...).Err(); err != nil && err != redis.Nil {
+		if err := l.client.Do(l.Context(), args...).Err(); err != nil && !errors.Is(err, redis.Nil) {
 			l.Fatalf("%s: %v", c, err)
 		}
 	}
@@ -117,7 +118,6 @@ func (l *brokerLab) state() []string {
 	ctx := l.Context()
 	keys, err := l.client.Keys(ctx, "*").Result()
 	l.ok(err)
-	slices.Sort(keys)
 	var out []string
 	for _, key := range keys {
 		if key == "orphanwatch:control" {
@@ -147,6 +147,7 @@ func (l *brokerLab) state() []string {
 		}
 		out = append(out, key+": "+strings.Join(parts, " "))
 	}
+	slices.Sort(out)
 	return out
 }
 

@@ -179,7 +179,7 @@ func (q *pullingList) together(order []int) int {
 	for n, i := range order {
 		at := max(0, q.index(i)+q.drift)
 		depth := min(at, max(0, q.length-1-at))
-		if depth > pullNear {
+		if depth > q.near {
 			return max(n, 1)
 		}
 		if cost += pullBase + time.Duration(depth)*pullWalk; n > 0 && cost > pullCost || n == pullCalls {
@@ -208,7 +208,7 @@ func (q *pullingList) pull(ctx context.Context, page []int) (missed []int, err e
 }
 
 func (q *pullingList) at(i int, index, reach int64) call {
-	return q.call(i, q.key, index, pullBelow, pullAbove, reach, pullNear, tombstone)
+	return q.call(i, q.key, index, pullBelow, pullAbove, reach, q.near, tombstone)
 }
 
 // note learns from one that was found.

@@ -41,10 +41,10 @@ func (b *Broker) hash(element string) uint64 { return maphash.String(b.seed, ele
 // it does not, walk steps back until it meets them.
 func (b *Broker) walk(ctx context.Context, pace *pacer, list string, fn func(at int64, elements []string) (more bool, err error)) error {
 	n, start := window(windowFirst), int64(0)
-	var anchors []uint64
-	var lost int64 // where the anchors were first missed
+	var last trail
+	var lost int64 // where it was first missed
 	for steps := 0; ; {
-		count := int64(n) + int64(len(anchors))
+		count := int64(n) + last.span
 		var elements []string
 		err := timed(pace, func() (err error) {
 			elements, err = b.client.LRange(ctx, list, start, start+count-1).Result()
@@ -59,7 +59,7 @@ func (b *Broker) walk(ctx context.Context, pace *pacer, list string, fn func(at 
 		if err := pace.pay(ctx); err != nil {
 			return err
 		}
-		fresh, met := b.meet(elements, anchors)
+		fresh, met := last.meet(b, elements)
 		if !met {
 			if steps == 0 {
 				lost = start
@@ -68,7 +68,7 @@ func (b *Broker) walk(ctx context.Context, pace *pacer, list string, fn func(at 
 				start = max(0, start-int64(windowBack)<<steps)
 			} else {
 				// They are gone themselves: popped, or taken out.
-				start, steps, anchors = max(0, lost-windowBack), 0, nil
+				start, steps, last = max(0, lost-windowBack), 0, trail{}
 			}
 			continue
 		}
@@ -77,35 +77,60 @@ func (b *Broker) walk(ctx context.Context, pace *pacer, list string, fn func(at 
 			if more, err := fn(start+int64(fresh), elements[fresh:]); err != nil || !more {
 				return err
 			}
-			anchors = b.anchors(anchors, elements[fresh:])
+			last.leave(b, elements[fresh:])
 		}
 		if int64(len(elements)) < count {
 			return nil
 		}
-		start = max(0, start+count-int64(len(anchors)))
+		start = max(0, start+count-last.span)
 		n.read(elements)
 	}
 }
 
-// meet finds the first element behind the last anchor that is in the window.
-func (b *Broker) meet(elements []string, anchors []uint64) (fresh int, met bool) {
-	if len(anchors) == 0 {
+// trail is what the next window has to meet: hashes of the last elements, but of
+// tombstones, which are all the same. It begins span elements before the end of the
+// last window, and ends with so many tombstones.
+type trail struct {
+	anchors          []uint64
+	span, tombstones int64
+}
+
+// meet finds the first element behind the trail that is in the window.
+func (t *trail) meet(b *Broker, elements []string) (fresh int, met bool) {
+	if len(t.anchors) == 0 {
 		return 0, true
 	}
 	for i := len(elements) - 1; i >= 0; i-- {
-		if slices.Contains(anchors, b.hash(elements[i])) {
-			return i + 1, true
+		at := slices.Index(t.anchors, b.hash(elements[i]))
+		if at < 0 {
+			continue
 		}
+		fresh = i + 1
+		if at == len(t.anchors)-1 {
+			for n := t.tombstones; n > 0 && fresh < len(elements) && elements[fresh] == tombstone; n-- {
+				fresh++
+			}
+		}
+		return fresh, true
 	}
 	return 0, false
 }
 
-// anchors are the last elements that tell a place: tombstones are all the same.
-func (b *Broker) anchors(before []uint64, elements []string) []uint64 {
-	for _, e := range elements[max(0, len(elements)-windowAnchors):] {
-		if e != tombstone {
-			before = append(before, b.hash(e))
+// leave goes on to the elements that were met.
+func (t *trail) leave(b *Broker, elements []string) {
+	var next trail
+	for i := len(elements) - 1; i >= 0 && len(next.anchors) < windowAnchors; i-- {
+		switch {
+		case elements[i] != tombstone:
+			next.anchors = append(next.anchors, b.hash(elements[i]))
+			next.span = int64(len(elements) - i)
+		case len(next.anchors) == 0:
+			next.tombstones++
 		}
 	}
-	return before[max(0, len(before)-windowAnchors):]
+	slices.Reverse(next.anchors)
+	if len(next.anchors) == 0 && len(t.anchors) > 0 && t.span < windowMax {
+		next = trail{t.anchors, t.span + next.tombstones, t.tombstones + next.tombstones}
+	}
+	*t = next
 }

@@ -11,6 +11,18 @@
 //	    └──────── Restore ───────┘                            ▼
 //	      (held until hold_until)                          forgotten
 //
+// A message leaves its list, or the hash of unacked ones, by the same rule (pull.lua):
+//
+//	            Pull, near an end; unacked           quarantine over
+//	in place ──────────────────────────────▶ kept ──────────────────▶ forgotten
+//	 │  ▲                                    │  ▲
+//	 │  └──────── RestoreMessages ───────────┘  │
+//	 │      (held until hold_until)             │
+//	 └── Pull, far in ──▶ tombstone in its place, and kept
+//	                          │ PurgeTombstones near the tail, or a worker
+//	                          ▼
+//	                         gone
+//
 // Keys of ours, all under orphanwatch:
 //
 //	orphanwatch:control            hash: epoch, paused, paused_by, accept, resync, identity, guard
@@ -20,4 +32,9 @@
 //	orphanwatch:undo:<key>         the removed value itself, under its old name
 //	orphanwatch:status:<instance>  string: what the daemon says of itself
 //	orphanwatch:instances          sorted set: instance by the time its status ends, ms
+//
+// In the broker's database, which may be another one:
+//
+//	orphanwatch:control            hash: epoch, paused, paused_by
+//	orphanwatch:messages:<record>  hash: pulled messages and their places, hold_until (see pull.lua)
 package celery

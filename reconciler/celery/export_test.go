@@ -2,3 +2,13 @@ package celery
 
 // Tombstone is what pull.lua puts in the place of a message.
 const Tombstone = tombstone
+
+// SetNear says how far from an end of a list an element is taken out.
+func (b *Broker) SetNear(n int64) { b.near = n }
+
+// The parts of Arrivals, each for itself.
+var (
+	Changed  = (*Broker).changed
+	Arrived  = (*Broker).arrived
+	Returned = (*Broker).returned
+)

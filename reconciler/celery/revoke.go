@@ -15,6 +15,13 @@ import (
 // stores a result for each, and does nothing else meanwhile (facts, 1.6).
 const maxRevoke = 500
 
+// tombstone takes the place of a removed message in a list until it is taken out.
+// Should a worker pop it, it logs an unknown message and acknowledges it. Anything
+// less than a complete envelope would end the worker (facts, 4).
+const tombstone = `{"body": "", "content-encoding": "utf-8", "content-type": "application/json", ` +
+	`"headers": {}, "properties": {"delivery_mode": 2, "delivery_info": {"exchange": "", "routing_key": ""}, ` +
+	`"priority": 0, "body_encoding": "base64", "delivery_tag": "orphanwatch-tombstone"}}`
+
 // pidboxChannel is where workers listen for control commands: prefix is the
 // broker's global_keyprefix, db the broker's, exchange the app's control_exchange
 // ("celery"); fanout_prefix is taken to be its default (facts, 3.1).
