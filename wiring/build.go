@@ -120,9 +120,9 @@ func newRedis(url Secret) (*redis.Client, error) {
 }
 
 // NewStore is Redis as the reconciler needs it.
-func NewStore(c *Config, client *redis.Client) *celery.Store {
+func NewStore(c *Config, client *redis.Client, broker *celery.Broker) *celery.Store {
 	return celery.New(celery.Options{
-		Client: client, Bindings: Bindings(c), ResultKeyPrefix: c.Celery.ResultKeyprefix,
+		Client: client, Broker: broker, Bindings: Bindings(c), ResultKeyPrefix: c.Celery.ResultKeyprefix,
 		Quarantine: c.Policy.Quarantine, Remember: c.Policy.Remember, ScanShare: c.Redis.Share,
 	})
 }

@@ -59,9 +59,10 @@ func OpenStores(c *Config, log *slog.Logger) (*Stores, error) {
 		_, _ = client.Close(), brokerClient.Close()
 		return nil, fmt.Errorf("open the stores: %w", err)
 	}
+	broker := NewBroker(c, brokerClient)
 	return &Stores{
-		Celery: NewStore(c, client), Replication: NewReplication(c, log), config: c, redis: client, rows: rows,
-		Broker: NewBroker(c, brokerClient), broker: brokerClient,
+		Celery: NewStore(c, client, broker), Replication: NewReplication(c, log), config: c, redis: client, rows: rows,
+		Broker: broker, broker: brokerClient,
 	}, nil
 }
 

@@ -34,7 +34,7 @@ func (s *Stores) RestorePreview(ctx context.Context, id string) ([]Restored, err
 	}
 	out := make([]Restored, 0, len(entries))
 	for _, e := range entries {
-		r := Restored{Kind: e.Kind, ID: e.ID, Keys: []RestoredKey{}, HoldUntil: e.HoldUntil}
+		r := Restored{Kind: e.Kind, ID: e.ID, Keys: []RestoredKey{}, HoldUntil: e.HoldUntil, RevokedAt: e.RevokedAt}
 		if e.Kind == "row" {
 			r.Table = e.Table
 		}
@@ -44,6 +44,19 @@ func (s *Stores) RestorePreview(ctx context.Context, id string) ([]Restored, err
 				return nil, err
 			}
 			r.Keys = append(r.Keys, RestoredKey{Key: key, Status: status})
+		}
+		if e.Kind == "task" {
+			kept, err := s.Broker.MessagesOf(ctx, "task:"+e.ID)
+			if err != nil {
+				return nil, err
+			}
+			for _, m := range kept {
+				status := "restored"
+				if m.List == "" {
+					status = "unplaced"
+				}
+				r.Keys = append(r.Keys, RestoredKey{Key: m.List, Tag: m.Tag, Status: status})
+			}
 		}
 		out = append(out, r)
 	}

@@ -84,6 +84,9 @@ func (c *cli) printHistory(entries []wiring.HistoryEntry) error {
 		if e.TraceID != "" {
 			add("trace", "%s", e.TraceID)
 		}
+		if !e.RevokedAt.IsZero() {
+			add("revoked", "%s", clock(e.RevokedAt))
+		}
 		if !e.RestoredAt.IsZero() {
 			add("restored", "%s, held until %s", clock(e.RestoredAt), clock(e.HoldUntil))
 		}

@@ -18,11 +18,16 @@ func (c *cli) restoreCommand() *cobra.Command {
 		Use:   "restore [TASK_ID...]",
 		Short: "Put back what was removed",
 		Long: `Put back what was removed of these tasks, or of all within --since: the original
-values with what is left of their time to live. Each task is then held from being
-removed again until --hold has passed.
+values with what is left of their time to live, and the original messages, once, at
+the end of their queue where they were. Each task is then held from being removed
+again until its row exists or --hold has passed.
+
+A task that was revoked is refused by workers that have been up since then; those
+that start later run it.
 
 What is there again by now keeps its newer value (exists); what would have expired
-by itself stays away (expired); what is older than policy.quarantine is lost (gone).
+by itself stays away (expired); what is older than policy.quarantine is lost (gone);
+a message whose queue is not known stays kept (unplaced).
 Exit code 1 if nothing is remembered of a given id.`,
 		Example: `  orphanwatch restore 5f0c6b0e-8f0a-4c39-9d2b-7b6f3a1c2d4e
   orphanwatch restore --since 10m --dry-run
@@ -132,9 +137,13 @@ type restoreReport struct {
 }
 
 func (r *restore) print() error {
-	report := restoreReport{Restored: r.all, Counts: map[string]int{"restored": 0, "exists": 0, "expired": 0, "gone": 0}, DryRun: r.dryRun}
+	report := restoreReport{Restored: r.all, Counts: map[string]int{"restored": 0, "exists": 0, "expired": 0, "gone": 0, "unplaced": 0}, DryRun: r.dryRun}
 	var rows []table.Row
+	revoked := 0
 	for _, s := range r.all {
+		if !s.RevokedAt.IsZero() && len(s.Keys) > 0 {
+			revoked++
+		}
 		until := ""
 		if !s.HoldUntil.IsZero() {
 			until = clock(s.HoldUntil)
@@ -148,7 +157,11 @@ func (r *restore) print() error {
 			if r.dryRun && status == "restored" {
 				status = "would be restored"
 			}
-			rows = append(rows, table.Row{s.Kind, s.ID, key.Key, status, until})
+			name := key.Key
+			if key.Tag != "" {
+				name = "message " + key.Tag + " of queue " + key.Key
+			}
+			rows = append(rows, table.Row{s.Kind, s.ID, name, status, until})
 		}
 	}
 	if r.output == outputJSON {
@@ -168,5 +181,11 @@ func (r *restore) print() error {
 		verb = "would be restored"
 	}
 	r.progress("%d %s, %d exist again, %d expired, %d gone", n["restored"], verb, n["exists"], n["expired"], n["gone"])
+	if n["unplaced"] > 0 {
+		r.progress("%d messages have no queue that is known, and stay kept: they are in Redis, in orphanwatch:messages:task:<id>", n["unplaced"])
+	}
+	if revoked > 0 {
+		r.progress("%d of these tasks were revoked: workers that have been up since then refuse them; restart the workers to have them run", revoked)
+	}
 	return nil
 }

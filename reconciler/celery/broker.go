@@ -47,7 +47,7 @@ type Broker struct {
 	seed    maphash.Seed
 	// discovered: Discover has been.
 	discovered atomic.Bool
-	near    int64 // pullNear, but in tests
+	near       int64 // pullNear, but in tests
 	// unreadable is of the last complete sweep.
 	unreadable atomic.Int64
 

@@ -24,13 +24,20 @@ type Restored struct {
 	Keys  []RestoredKey `json:"keys"`
 	// HoldUntil is until when it is not removed again.
 	HoldUntil time.Time `json:"hold_until,omitzero"`
+	// RevokedAt is when workers were told not to run it: those that have been up since
+	// then refuse a restored message.
+	RevokedAt time.Time `json:"revoked_at,omitzero"`
 }
 
 // RestoredKey is one key and what became of it.
 type RestoredKey struct {
+	// Key is of a result or companion; of a message that of the list to which it was
+	// pushed, and Tag its delivery tag.
 	Key string `json:"key"`
+	Tag string `json:"tag,omitempty"`
 	// Status is restored, exists (a newer value is there and stays), expired (it
-	// would have expired by now) or gone (the quarantine has ended).
+	// would have expired by now), gone (the quarantine has ended), or unplaced (a
+	// message whose queue is not known: it is kept until the quarantine ends).
 	Status string `json:"status"`
 }
 
@@ -167,9 +174,20 @@ func (s *Store) recordsOf(ctx context.Context, ids []string) ([]string, error) {
 }
 
 func (s *Store) restore(ctx context.Context, records []string, hold time.Duration) ([]Restored, error) {
+	messages := make([]RestoredMessages, len(records))
+	if s.options.Broker != nil {
+		var err error
+		if messages, err = s.options.Broker.RestoreMessages(ctx, records, hold); err != nil {
+			return nil, err
+		}
+	}
 	calls := make([]call, len(records))
 	for i, record := range records {
-		calls[i] = call{[]string{recordPrefix + record}, []any{hold.Milliseconds()}}
+		held := ""
+		if !messages[i].HoldUntil.IsZero() {
+			held = "1"
+		}
+		calls[i] = call{[]string{recordPrefix + record}, []any{hold.Milliseconds(), held}}
 	}
 	replies, err := restoreScript.run(ctx, s.client, calls)
 	if err != nil {
@@ -178,21 +196,30 @@ func (s *Store) restore(ctx context.Context, records []string, hold time.Duratio
 	var out []Restored
 	for i, record := range records {
 		list, _ := replies[i].([]any)
-		if len(list) == 0 {
+		if len(list) == 0 && len(messages[i].Messages) == 0 {
 			continue
 		}
-		if len(list)%2 != 1 {
+		if len(list)%2 != 0 {
 			return nil, fmt.Errorf("restore.lua: unexpected reply of %d", len(list))
 		}
-		r := Restored{Keys: []RestoredKey{}}
+		r := Restored{Keys: []RestoredKey{}, HoldUntil: messages[i].HoldUntil}
 		r.Kind, r.Table, r.ID = splitRecord(record)
-		if ms, _ := list[0].(int64); ms > 0 {
-			r.HoldUntil = time.UnixMilli(ms).UTC()
+		if len(list) > 0 {
+			if ms, _ := list[0].(int64); ms > 0 {
+				r.HoldUntil = time.UnixMilli(ms).UTC()
+			}
+			if ms, _ := list[1].(int64); ms > 0 {
+				r.RevokedAt = time.UnixMilli(ms).UTC()
+			}
+			list = list[2:]
 		}
-		for pair := list[1:]; len(pair) > 0; pair = pair[2:] {
+		for pair := list; len(pair) > 0; pair = pair[2:] {
 			key, _ := pair[0].(string)
 			status, _ := pair[1].(string)
-			r.Keys = append(r.Keys, RestoredKey{key, status})
+			r.Keys = append(r.Keys, RestoredKey{Key: key, Status: status})
+		}
+		for _, m := range messages[i].Messages {
+			r.Keys = append(r.Keys, RestoredKey{Key: m.List, Tag: m.Tag, Status: m.Status})
 		}
 		out = append(out, r)
 	}

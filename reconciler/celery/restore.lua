@@ -2,9 +2,10 @@
 --
 -- KEYS[1]  the subject's record
 -- ARGV[1]  how long it is not to be removed again, ms
+-- ARGV[2]  '1': hold it in any case, since its messages were restored
 --
--- Returns {hold_until, key, status, key, status, …}; {} without a record.
---   hold_until  ms, 0 for no hold
+-- Returns {hold_until, revoked_at, key, status, key, status, …}; {} without a record.
+--   hold_until, revoked_at  ms, 0 for none
 --   status      'restored'; 'exists' (a newer value is there and stays; the old
 --               one is kept until the quarantine ends); 'expired' (the original
 --               would have expired by now); 'gone' (the quarantine has ended)
@@ -15,13 +16,15 @@ if #record == 0 then
 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local held, hold = 0, false
-local out = { 0 }
+local held, hold = 0, ARGV[2] == '1'
+local out = { 0, 0 }
 
 for i = 1, #record, 2 do
   local field, value = record[i], record[i + 1]
   if field == 'hold_until' then
     held = tonumber(value)
+  elseif field == 'revoked_at' then
+    out[2] = tonumber(value)
   elseif string.sub(field, 1, 1) == '@' then
     local key, expires = string.sub(field, 2), tonumber(value)
     local undo = 'orphanwatch:undo:' .. key

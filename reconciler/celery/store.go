@@ -24,6 +24,8 @@ type Options struct {
 	// Quarantine is how long a removed value is kept, 0 for not at all; Remember,
 	// how long it is known what was removed.
 	Quarantine, Remember time.Duration
+	// Broker holds the messages that are restored with the results; nil for none.
+	Broker *Broker
 	// ScanShare is the part of the server's time that Scan may take, 0 for 0.5.
 	ScanShare float64
 	// ScanProgress is told how many of the server's keys a pass of Scan has gone
