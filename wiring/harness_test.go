@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -46,6 +47,7 @@ type world struct {
 	redis  *redis.Client
 	store  *celery.Store
 	daemon *daemon
+	env    []string // of every daemon and command, over the defaults
 }
 
 func newWorld(t *testing.T, opts ...sandbox.Options) *world {
@@ -58,10 +60,21 @@ func newWorld(t *testing.T, opts ...sandbox.Options) *world {
 	w.dbURL, err = w.sb.Postgres.NewExampleDatabase(t.Context())
 	require.NoError(t, err)
 	w.connect()
-	w.redis = w.sb.Redis.Client(0)
-	t.Cleanup(func() { _ = w.redis.Close() })
-	w.store = celery.New(celery.Options{Client: w.redis})
+	w.useResults(w.sb.Redis, 0)
 	return w
+}
+
+// client is one of a database of a Redis, for as long as the test runs.
+func (w *world) client(server *sandbox.Redis, db int) *redis.Client {
+	c := server.Client(db)
+	w.t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+// useResults says where the results are, and our own keys beside them.
+func (w *world) useResults(server *sandbox.Redis, db int) {
+	w.redis = w.client(server, db)
+	w.store = celery.New(celery.Options{Client: w.redis})
 }
 
 func (w *world) connect() {
@@ -197,12 +210,10 @@ func (w *world) start(env ...string) *daemon {
 	w.t.Helper()
 	d := &daemon{t: w.t, addr: freeAddr(w.t), log: &logBuffer{}, done: make(chan struct{})}
 	d.cmd = exec.Command(os.Args[0])
-	d.cmd.Env = append([]string{
+	d.cmd.Env = slices.Concat([]string{
 		asDaemon + "=1", "PATH=" + os.Getenv("PATH"), "HOME=" + w.t.TempDir(),
-		"DATABASE_URL=" + w.dbURL, "REDIS_URL=" + w.sb.Redis.URL(),
-		"ORPHANWATCH_HTTP_ADDR=" + d.addr, "ORPHANWATCH_POLICY_GRACE=" + grace.String(),
-		"ORPHANWATCH_LOG_FORMAT=text",
-	}, env...)
+		"ORPHANWATCH_HTTP_ADDR=" + d.addr, "ORPHANWATCH_LOG_FORMAT=text",
+	}, w.environ(), env)
 	d.cmd.Stderr = d.log
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	require.NoError(w.t, d.cmd.Start())
@@ -217,6 +228,14 @@ func (w *world) start(env ...string) *daemon {
 		}
 	})
 	return d
+}
+
+// environ is what a daemon and a command have in common.
+func (w *world) environ() []string {
+	return append([]string{
+		"DATABASE_URL=" + w.dbURL, "REDIS_URL=" + w.sb.Redis.URL(),
+		"ORPHANWATCH_POLICY_GRACE=" + grace.String(),
+	}, w.env...)
 }
 
 func freeAddr(t *testing.T) string {
