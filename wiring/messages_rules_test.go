@@ -17,6 +17,8 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/orphanwatch/orphanwatch/deploy/sandbox"
 )
 
 // unreadable counts the messages that cannot be read, and are left alone.
@@ -170,10 +172,14 @@ func TestRevokeResultsDoNotLoop(t *testing.T) {
 			})
 			a.delete(3, rows[:20])
 			box.await(a, held...)
-			a.check(recovery, "nothing of the deleted rows to be left", func() error { return a.left(held) })
+			nothing := func() {
+				t.Helper()
+				sandbox.AwaitTB(t, recovery, "nothing of the deleted rows to be left", func() error { return a.left(held) })
+			}
+			nothing()
 			for range 3 { // restarted workers, and each task's own time
 				answer(held)
-				a.check(recovery, "nothing of the deleted rows to be left", func() error { return a.left(held) })
+				nothing()
 			}
 			waitFor(t, 3*grace) // for what must not come
 			require.NoError(t, a.left(held))
