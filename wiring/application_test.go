@@ -197,6 +197,9 @@ func cut(list *[]string, n int) []string {
 // committed.
 func (a *application) delete(transactions int, rows []string) map[string]time.Time {
 	a.t.Helper()
+	if len(rows) == 0 {
+		return nil
+	}
 	rows = slices.Clone(rows)
 	rand.Shuffle(len(rows), func(i, j int) { rows[i], rows[j] = rows[j], rows[i] })
 	committed := map[string]time.Time{}

@@ -6,7 +6,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/orphanwatch/orphanwatch/deploy/sandbox"
@@ -78,8 +77,11 @@ func TestRestoreBringsMessagesBack(t *testing.T) {
 			// Some have a result; some were held by a worker that is no more; some are queued.
 			worker := a.work(2, nil)
 			done := a.send(1, a.scans(mistaken[:20], nil, nil)...)
-			a.awaitLiving(recovery)
-			require.Len(t, a.values(done), 20)
+			awaitResults := func(ids []string) {
+				t.Helper()
+				sandbox.AwaitTB(t, recovery, "results", sandbox.Until(func() bool { return a.have(ids...) == len(ids) }))
+			}
+			awaitResults(done)
 			later := a.send(1, a.scans(mistaken[20:40], nil, map[string]any{"countdown": 4})...)
 			a.awaitPlaces(0, 20)
 			require.NoError(t, worker.Kill(t.Context()))
@@ -115,9 +117,10 @@ func TestRestoreBringsMessagesBack(t *testing.T) {
 			a.awaitLiving(recovery)
 			a.judge(nil)
 			all := slices.Sorted(maps.Keys(a.want))
+			awaitResults(all)
 			for range 2 {
 				a.awaitPass(recovery)
-				assert.Len(t, a.values(all), len(all), "results of living rows")
+				require.Equal(t, len(all), a.have(all...), "results of living rows")
 			}
 		})
 	}

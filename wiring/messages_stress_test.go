@@ -72,20 +72,25 @@ func stress(t *testing.T) {
 		runs = len(all)
 	}
 	for len(deleted) < stressDeletes {
+		var due int // more than one where the deletes are late
 		sandbox.AwaitTB(t, recovery, "production and consumption to go on", func() error {
-			if look(); sent+len(started) < len(deleted)*stressPace || len(waiting) == 0 {
+			look()
+			due = min((sent+len(started))/stressPace, stressDeletes) - len(deleted)
+			if due <= 0 || len(waiting) == 0 {
 				return fmt.Errorf("%d sent, %d started, %d deleted", sent, len(started), len(deleted))
 			}
 			return nil
 		})
-		last, pick := len(waiting)-1, rand.IntN(len(waiting))
-		row := waiting[pick]
-		waiting[pick], waiting = waiting[last], waiting[:last]
-		if !started[row] {
-			a.sql("DELETE FROM scan_tasks WHERE id = $1", row)
-			deleted[row] = time.Now()
-			deletes.Add(1)
+		var rows []string
+		for ; due > 0 && len(waiting) > 0; due-- {
+			last, pick := len(waiting)-1, rand.IntN(len(waiting))
+			if row := waiting[pick]; !started[row] {
+				rows = append(rows, row)
+			}
+			waiting[pick], waiting = waiting[last], waiting[:last]
 		}
+		maps.Copy(deleted, a.delete(1, rows))
+		deletes.Store(int64(len(deleted)))
 	}
 	t.Logf("%d deletes in %v; by then %d messages were sent, and %d tasks had started",
 		len(deleted), time.Since(begin).Round(time.Millisecond), sent, len(started))
