@@ -61,6 +61,7 @@ func (a *application) places() map[string]int {
 // Rows are deleted by mistake and inserted again: restore brings everything back, and
 // nobody takes it away a second time.
 func TestRestoreBringsMessagesBack(t *testing.T) {
+	t.Parallel()
 	for _, v := range []variant{
 		{name: "args", config: map[string]any{"result_extended": true}},
 		{name: "celery_id", match: byID},

@@ -134,6 +134,7 @@ func (p *pidbox) await(a *application, ids ...string) {
 // Celery >= 5.6.2 answers a revoke with a result in every worker. It goes, and makes no
 // revoke of its own.
 func TestRevokeResultsDoNotLoop(t *testing.T) {
+	t.Parallel()
 	captured, err := os.ReadFile("../reconciler/celery/testdata/5.6.3/result-revoked.result.bin")
 	require.NoError(t, err)
 	value := strings.Replace(string(captured), `"children": []`, `"children": null`, 1)
@@ -199,6 +200,7 @@ func TestRevokeResultsDoNotLoop(t *testing.T) {
 // A chord whose member vanishes never ends. So the member's message stays, and a revoke
 // lets the worker tell the chord.
 func TestChordMembersAreRevokedNotRemoved(t *testing.T) {
+	t.Parallel()
 	for _, policy := range []string{"keep", "remove"} {
 		t.Run(policy, func(t *testing.T) {
 			t.Parallel()

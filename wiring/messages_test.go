@@ -18,6 +18,7 @@ import (
 // waiting for their retry: none of them runs after its delete, and all others run as
 // often as they should.
 func TestNoTaskOfADeletedRowRuns(t *testing.T) {
+	t.Parallel()
 	for _, v := range []variant{
 		{name: "default"},
 		{name: "acks_late", config: map[string]any{"task_acks_late": true}},
@@ -36,7 +37,7 @@ func TestNoTaskOfADeletedRowRuns(t *testing.T) {
 			a.run()
 			a.work(2, nil)
 
-			const seconds = 6 // for all that follows up to the delete
+			const seconds = 5 // for all that follows up to the delete
 			eta := map[string]any{"countdown": seconds}
 			a.send(never, a.scans(cut(&doomed, 18), nil, eta)...)
 			a.send(1, a.scans(cut(&living, 15), nil, eta)...)
@@ -92,6 +93,7 @@ func (a *application) sendMixed(deleted []string, tasks []sandbox.Task) []string
 // A worker that is killed leaves what it held to whoever restores it: a worker that
 // starts, or any client that waits for replies. What was removed is not restored.
 func TestRemovedMessagesDoNotComeBack(t *testing.T) {
+	t.Parallel()
 	for _, killedFirst := range []bool{false, true} {
 		t.Run(map[bool]string{false: "deleted, then killed", true: "killed, then deleted"}[killedFirst], func(t *testing.T) {
 			t.Parallel()
@@ -197,6 +199,7 @@ func (a *application) remain(d time.Duration, want []letter) {
 
 // Tasks of others are nobody's orphans, and an empty table makes none.
 func TestUnrelatedQueueAndEmptyTable(t *testing.T) {
+	t.Parallel()
 	for _, match := range []string{byArgument, byID} {
 		t.Run(match, func(t *testing.T) {
 			t.Parallel()
