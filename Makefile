@@ -51,8 +51,8 @@ bench: deps ## latency, bulk and rest of the whole daemon, then all benchmarks
 	$(GO) test -run '^$$' -bench . -benchmem -timeout 30m ./...
 
 .PHONY: e2e
-e2e: deps ## the daemon against real servers: every scenario, and 30 random schedules
-	$(GO) test -count=1 -v -timeout 30m ./wiring -model.checks=30
+e2e: deps ## the daemon against real servers: every scenario, 30 random schedules, 5 x stress
+	$(GO) test -count=1 -v -timeout 30m ./wiring -model.checks=30 -stress.runs=5
 
 .PHONY: fuzz
 fuzz: ## every Fuzz… function, FUZZTIME (30s) each

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Installs what the sandbox starts: redis-server, PostgreSQL's server and Celery.
+# Installs what the sandbox starts: redis-server, PostgreSQL's server and Celery (with
+# psycopg2 for its tasks).
 # Silent and quick when all is there. Needs apt, and root or sudo. Starts no service.
 set -eu
 
@@ -18,6 +19,13 @@ for p in ${ORPHANWATCH_PYTHON:-} /usr/bin/python3 python3; do
 	if "$p" -c "$python" 2>/dev/null; then found=$p && break; fi
 done
 [ -n "$found" ] || packages="$packages python3-celery python3-redis"
+# For the tasks that write child rows; another Python than Debian's has its own ways.
+case "$found" in
+"" | /usr/bin/python3)
+	/usr/bin/python3 -c "import importlib.util as u, sys; sys.exit(not u.find_spec('psycopg2'))" 2>/dev/null ||
+		packages="$packages python3-psycopg2"
+	;;
+esac
 [ -n "$packages" ] || exit 0
 
 if ! command -v apt-get >/dev/null; then

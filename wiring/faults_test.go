@@ -274,19 +274,11 @@ func TestTheLeastPrivilegesAreEnough(t *testing.T) {
 // A writer of results and a deleter of rows, as real Celery workers are.
 func TestWithRealCeleryWorkers(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	_, err := w.sb.StartWorker(t.Context(), sandbox.WorkerOptions{Celery: sandbox.Celery{Broker: w.sb.Redis.URL(), Backend: w.sb.Redis.URL()}})
-	require.NoError(t, err)
-	producer, err := w.sb.StartProducer(t.Context(), sandbox.Celery{Broker: w.sb.Redis.URL(), Backend: w.sb.Redis.URL()})
-	require.NoError(t, err)
+	w := newApplication(t, variant{match: byID})
+	w.work(2, nil)
 	w.run()
 	rows := w.rows(300)
-	tasks := make([]sandbox.Task, len(rows))
-	for i, id := range rows {
-		tasks[i] = sandbox.Task{ID: id, Name: sandbox.ScanTask, Args: []any{id}}
-	}
-	_, err = producer.Send(t.Context(), tasks...)
-	require.NoError(t, err)
+	w.send(unjudged, w.scans(rows, nil, nil)...)
 	deleted := rows[:100]
 	for i, id := range deleted {
 		if i%10 == 0 { // some before their task ran, some after

@@ -20,8 +20,9 @@ import (
 var celeryApp []byte
 
 // Names of the tasks that the sandbox's Celery application has. Both take the keyword
-// arguments sleep (seconds), fail (bool or text) and size (bytes of padding in the
-// result); ScanTask also task_id, user_id, target_domain and config, by position or name.
+// arguments sleep (seconds), fail (bool or text), size (bytes of padding in the
+// result), retry (after the first run, retry in so many seconds) and wait (see Release);
+// ScanTask also task_id, user_id, target_domain and config, by position or name.
 const (
 	ScanTask  = "scan_domain_task"
 	OtherTask = "other_task"
@@ -34,6 +35,12 @@ type Celery struct {
 	Backend string // URL; empty: the same as Broker; "disabled": no results
 	// Config holds Celery's settings, such as "result_extended": true.
 	Config map[string]any
+	// Runs is the URL of a Redis database, apart from broker and results, in which
+	// every task that starts is recorded; see ReadRuns. Empty: nowhere.
+	Runs string
+	// Database is the URL of a database with ExampleSchema. ScanTask begins with a
+	// row in task_logs, and dies where scan_tasks does not have its task_id. Empty: none.
+	Database string
 }
 
 // WorkerOptions say how a Celery worker is started.
@@ -136,6 +143,7 @@ func (sb *Sandbox) celeryApp(kind string, c Celery) (name, dir string, env []str
 	}
 	return name, dir, environment(
 		"BROKER_URL="+c.Broker, "RESULT_BACKEND="+c.Backend, "SANDBOX_CELERY_CONFIG="+string(config),
+		"SANDBOX_RUNS="+c.Runs, "SANDBOX_DATABASE_URL="+c.Database,
 		"PYTHONDONTWRITEBYTECODE=1", "PYTHONUNBUFFERED=1", "C_FORCE_ROOT=1",
 	), nil
 }

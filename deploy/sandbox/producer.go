@@ -113,6 +113,14 @@ func (p *Producer) Revoke(ctx context.Context, ids []string, options map[string]
 	return err
 }
 
+// PingWorkers returns the node names of the workers that answer within a second. As any
+// client that waits for replies, it has kombu restore what no worker has acknowledged
+// within the visibility timeout.
+func (p *Producer) PingWorkers(ctx context.Context) (nodes []string, err error) {
+	a, err := p.ask(ctx, producerRequest{Op: "ping_workers"})
+	return a.IDs, err
+}
+
 // ask is one line out, one line in. When ctx ends in between, the producer is lost:
 // it is killed, and every later question fails.
 func (p *Producer) ask(ctx context.Context, request producerRequest) (answer producerAnswer, err error) {

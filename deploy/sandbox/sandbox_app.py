@@ -2,6 +2,9 @@
 
 BROKER_URL, RESULT_BACKEND: redis URLs. SANDBOX_CELERY_CONFIG: a JSON object of Celery
 settings (result_extended, task_acks_late, task_compression, …).
+SANDBOX_RUNS: a redis URL; the start of every task is pushed to the list "runs" there.
+SANDBOX_DATABASE_URL: scan_domain_task first writes a child row of its row, as the
+product's tasks do, and dies where the row is gone (needs psycopg2).
 Run as a program it is the producer: one JSON request a line on standard input, one
 JSON answer a line on standard output.
 """
@@ -26,7 +29,58 @@ app.conf.update(
 app.conf.update(json.loads(os.environ.get("SANDBOX_CELERY_CONFIG") or "{}"))
 
 
-def _work(sleep, fail, size):
+_stores = {}
+
+
+def _store(kind, connect):
+    """A connection of this very process: those of before the fork are not ours."""
+    key = kind, os.getpid()
+    if key not in _stores:
+        _stores[key] = connect()
+    return _stores[key]
+
+
+def _runs():
+    import redis
+
+    return _store("runs", lambda: redis.Redis.from_url(os.environ["SANDBOX_RUNS"]))
+
+
+def _database():
+    import psycopg2
+
+    def connect():
+        connection = psycopg2.connect(os.environ["SANDBOX_DATABASE_URL"])
+        connection.autocommit = True
+        return connection
+
+    return _store("database", connect)
+
+
+def _start(task, row):
+    """Say that a task has started, with its time; then write its child row."""
+    if os.environ.get("SANDBOX_RUNS"):
+        run = {
+            "at": time.time(),
+            "id": task.request.id,
+            "name": task.name,
+            "row": row,
+            "retries": task.request.retries,
+            "pid": os.getpid(),
+        }
+        _runs().rpush("runs", json.dumps(run))
+    if row and os.environ.get("SANDBOX_DATABASE_URL"):
+        with _database().cursor() as cursor:
+            cursor.execute(
+                "INSERT INTO task_logs (task_id, line) VALUES (%s, 'started')", (row,)
+            )
+
+
+def _work(task, sleep, fail, size, wait, retry):
+    if wait and not _runs().blpop(wait, timeout=120):
+        raise RuntimeError("nobody has pushed to %r" % wait)
+    if retry and not task.request.retries:
+        raise task.retry(countdown=retry)
     if sleep:
         time.sleep(sleep)
     if fail:
@@ -34,18 +88,25 @@ def _work(sleep, fail, size):
     return "x" * size
 
 
+# sleep: seconds; fail: raise an error; size: bytes of padding in the result; wait: a
+# list beside the runs, of which one element must be taken first; retry: after the first
+# run, retry in so many seconds.
+
+
 @app.task(bind=True, name="scan_domain_task")
 def scan_domain_task(
-    self, task_id, user_id=None, target_domain=None, config=None, *, sleep=0, fail=False, size=0
+    self, task_id, user_id=None, target_domain=None, config=None, *,
+    sleep=0, fail=False, size=0, wait=None, retry=0
 ):
-    """sleep: seconds; fail: raise an error; size: bytes of padding in the result."""
-    padding = _work(sleep, fail, size)
+    _start(self, task_id)
+    padding = _work(self, sleep, fail, size, wait, retry)
     return {"task_id": task_id, "target": target_domain, "status": "done", "padding": padding}
 
 
 @app.task(bind=True, name="other_task")
-def other_task(self, *args, sleep=0, fail=False, size=0, **kwargs):
-    padding = _work(sleep, fail, size)
+def other_task(self, *args, sleep=0, fail=False, size=0, wait=None, retry=0, **kwargs):
+    _start(self, None)
+    padding = _work(self, sleep, fail, size, wait, retry)
     return {"args": list(args), "padding": padding}
 
 
@@ -71,6 +132,8 @@ def _answer(request):
     if op == "revoke":
         app.control.revoke(request["ids"], **(request.get("options") or {}))
         return {}
+    if op == "ping_workers":
+        return {"ids": [node for reply in app.control.ping(timeout=1) for node in reply]}
     signatures = [_signature(t) for t in request["tasks"]]
     if op == "group":
         result = group(signatures).apply_async()
