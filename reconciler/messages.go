@@ -27,9 +27,9 @@ func (r *Reconciler) findMessages(ctx context.Context, term Term, works []*Work,
 	if err := r.lookTasks(ctx, works, known, spans); err != nil {
 		return nil, err
 	}
-	r.notice(works, known)
 	units := known[:0]
 	for _, u := range known {
+		u.work.notice(digestOf(u.found.Artifacts), r.Now())
 		if Decide(r.situation(term, u, r.Now())).Outcome == OutcomeRemoved {
 			rest = append(rest, &unit{of: u.of, work: u.work, look: Look{Subject: u.look.Subject}})
 			continue
