@@ -217,7 +217,7 @@ func (r *Reconciler) pull(ctx context.Context, term Term, units []*unit, verdict
 			continue
 		}
 		if v.HeldBy == HeldByChange || u.more {
-			v.Outcome, v.HeldBy, v.After = OutcomeDeferred, HeldByChange, lookAgain
+			v.Outcome, v.HeldBy, v.After = OutcomeDeferred, HeldByChange, retry(lookAgain, maxRetry, u.work.Attempts)
 		}
 		u.done = true
 		verdicts[u.of].merge(v)

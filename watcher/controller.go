@@ -39,10 +39,12 @@ type Desk interface {
 type Options struct {
 	Leadership Leadership
 	Keyspace   Source
-	// Broker tells which of its lists have changed; Queues reads them.
-	Broker Source
-	Queues Queues
-	Judge  Judge
+	// Broker tells which of its lists have changed; Queues reads them, and FindQueues
+	// finds which there are.
+	Broker     Source
+	Queues     Queues
+	FindQueues func(ctx context.Context) error
+	Judge      Judge
 	Desk   Desk
 	// Remember is told of every deletion, before it is judged.
 	Remember func(reconciler.Subject)

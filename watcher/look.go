@@ -16,10 +16,11 @@ type Queues interface {
 	// Arrivals yields what is new in a list since it was last asked; the key may also
 	// be of a binding, which is then read again.
 	Arrivals(ctx context.Context, key string, yield func([]reconciler.Message) error) error
-	// Tombstones is how many places in lists wait to be removed: PurgeTombstones does
-	// it where that is cheap.
-	Tombstones() int64
+	// PurgeTombstones takes tombstones out of lists where that is cheap.
 	PurgeTombstones(ctx context.Context) error
+	// Counts are what the last sweep could not read and left alone, and the
+	// tombstones that are in the lists.
+	Counts() (unreadable, tombstones int64)
 }
 
 const (
@@ -33,6 +34,8 @@ const (
 	watchEvery = 30 * time.Second
 	// pollEvery is how often all are compared with the rows while there are no events.
 	pollEvery = time.Second
+	// findEvery is how often queues are searched for while there are no events.
+	findEvery = 30 * time.Second
 	// purgeEvery is how often tombstones are tried.
 	purgeEvery = time.Second
 	// restFactor times as long as it took, nothing is swept after a sweep.
@@ -46,7 +49,7 @@ type looks struct {
 	every  time.Duration
 	clean  int
 
-	watch, poll, purge time.Time
+	watch, poll, find, purge time.Time
 }
 
 // look looks at messages: at those that have just come, at all where nothing tells
@@ -103,17 +106,15 @@ func (t *term) lookNow(ctx context.Context, l *looks) error {
 	now := time.Now()
 	if !l.purge.After(now) {
 		l.purge = now.Add(purgeEvery)
-		if t.c.Queues.Tombstones() > 0 {
-			if err := t.c.Queues.PurgeTombstones(ctx); err != nil {
-				return err
-			}
+		if err := t.c.Queues.PurgeTombstones(ctx); err != nil {
+			return err
 		}
 	}
 	due := func(at time.Time) bool { return !at.IsZero() && !at.After(now) }
 	if due(l.poll) {
 		l.poll = now.Add(pollEvery)
 		if !t.c.state.connected(SourceBroker) {
-			_, err := t.lookAt(ctx, t.c.Queues.Sweep, false)
+			err := t.poll(ctx, l)
 			l.poll = rest(now, pollEvery)
 			return err
 		}
@@ -134,6 +135,18 @@ func (t *term) lookNow(ctx context.Context, l *looks) error {
 		l.follow = time.Time{}
 	}
 	return nil
+}
+
+// poll looks at everything, since nothing tells what is new.
+func (t *term) poll(ctx context.Context, l *looks) error {
+	if now := time.Now(); !l.find.After(now) {
+		if err := t.c.FindQueues(ctx); err != nil {
+			return err
+		}
+		l.find = rest(now, findEvery)
+	}
+	_, err := t.lookAt(ctx, t.c.Queues.Sweep, false)
+	return err
 }
 
 func (t *term) lookAt(ctx context.Context, scan reconciler.MessageScan, onlyDeleted bool) (deleted int, err error) {

@@ -26,6 +26,8 @@ const (
 	metricLeader      = "orphanwatch.leader"
 	metricRetainedWAL = "orphanwatch.slot.retained_wal"
 	metricSafeWAL     = "orphanwatch.slot.safe_wal"
+	metricUnreadable  = "orphanwatch.messages.unreadable"
+	metricTombstones  = "orphanwatch.messages.tombstones"
 )
 
 var sourceNames = []string{SourceRedis, SourceBroker, SourcePostgres}
@@ -41,7 +43,7 @@ type telemetry struct {
 func newTelemetry(c *Controller) (*telemetry, error) {
 	m := otel.Meter("github.com/orphanwatch/orphanwatch/watcher")
 	t := &telemetry{}
-	var errs [10]error
+	var errs [12]error
 	t.resyncs, errs[0] = m.Int64Counter(metricResyncs, metric.WithDescription("Whole passes over both stores, by reason."))
 	t.gaps, errs[1] = m.Int64Counter(metricGaps, metric.WithDescription("Moments in which events of a source may have been missed."))
 	t.canaryLag, errs[2] = m.Float64Histogram(metricCanary, metric.WithUnit("s"), metric.WithExplicitBucketBoundaries(reconciler.LagBuckets...),
@@ -56,6 +58,8 @@ func newTelemetry(c *Controller) (*telemetry, error) {
 	leader := gauge(5, metricLeader, "", "1 while this copy leads.")
 	retained := gauge(6, metricRetainedWAL, "By", "WAL that the slot holds back.")
 	safe := gauge(7, metricSafeWAL, "By", "WAL that can still be written before the slot is lost; -1 for no limit.")
+	unreadable := gauge(10, metricUnreadable, "", "Elements of queues that the last sweep could not read, and left alone.")
+	tombstones := gauge(11, metricTombstones, "", "Places in queues from which a message was removed, and which wait to be taken out.")
 	oldest, err := m.Float64ObservableGauge(metricOldest, metric.WithUnit("s"), metric.WithDescription("Age of the oldest entry that is not just waiting for its grace."))
 	errs[8] = err
 	_, errs[9] = m.RegisterCallback(func(_ context.Context, o metric.Observer) error {
@@ -68,8 +72,11 @@ func newTelemetry(c *Controller) (*telemetry, error) {
 		}
 		o.ObserveInt64(retained, s.Sources[SourcePostgres].RetainedWAL)
 		o.ObserveInt64(safe, s.Sources[SourcePostgres].SafeWAL)
+		bad, places := c.Queues.Counts()
+		o.ObserveInt64(unreadable, bad)
+		o.ObserveInt64(tombstones, places)
 		return nil
-	}, pending, connected, leader, retained, safe, oldest)
+	}, pending, connected, leader, retained, safe, oldest, unreadable, tombstones)
 	for _, r := range resyncReasons {
 		t.resyncs.Add(context.Background(), 0, metric.WithAttributes(attribute.String("reason", r)))
 	}

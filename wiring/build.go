@@ -188,7 +188,7 @@ func NewDesk(store *celery.Store, broker *celery.Broker, rows *postgres.Store, r
 func NewController(c *Config, repl *replication.Source, client *redis.Client, store *celery.Store, brokerClient BrokerClient, broker *celery.Broker, r *reconciler.Reconciler, desk *Desk, log *slog.Logger) (*watcher.Controller, error) {
 	return watcher.New(watcher.Options{
 		Leadership: repl, Keyspace: keyspace.New(KeyspaceOptions(c, client, store, log)), Judge: r, Desk: desk,
-		Broker: keyspace.New(BrokerOptions(c, brokerClient, broker, log)), Queues: broker,
+		Broker: keyspace.New(BrokerOptions(c, brokerClient, broker, log)), Queues: broker, FindQueues: broker.Discover,
 		Remember: r.Memory.Add, Log: log,
 		QueueLimit: queueLimit, Workers: workers, ResyncInterval: c.Policy.ResyncInterval, Grace: c.Policy.Grace,
 		ObserveFirst: !c.Policy.CleanupOnStartup, DrainTimeout: drainTimeout,

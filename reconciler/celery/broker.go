@@ -48,6 +48,7 @@ type Broker struct {
 	// discovered: Discover has been.
 	discovered atomic.Bool
 	near       int64 // pullNear, but in tests
+	pacer      *pacer
 	// unreadable is of the last complete sweep.
 	unreadable atomic.Int64
 
@@ -88,8 +89,8 @@ func NewBroker(o BrokerOptions) *Broker {
 	if o.Terminate == "" {
 		o.Terminate = "off"
 	}
-	o.Share = share(o.Share)
 	b := &Broker{
+		pacer:  newPacer(share(o.Share), brokerBurst),
 		client: o.Client, options: o, reader: NewReader(o.Bindings), keys: NewKeys("", o.Bindings), seed: maphash.MakeSeed(), near: pullNear,
 		exchanges: map[string][]bound{}, unbound: map[string]bool{}, states: map[string]*listState{},
 	}
@@ -101,7 +102,14 @@ func NewBroker(o BrokerOptions) *Broker {
 // that we can read: they are left alone.
 func (b *Broker) Unreadable() int64 { return b.unreadable.Load() }
 
-func (b *Broker) pace() *pacer { return &pacer{share: b.options.Share} }
+// brokerBurst is how much of the server's time may be taken at once, in short
+// calls: what is in queues of usual lengths is found without a pause.
+const brokerBurst = 50 * time.Millisecond
+
+// Counts are Unreadable and Tombstones.
+func (b *Broker) Counts() (unreadable, tombstones int64) { return b.Unreadable(), b.Tombstones() }
+
+func (b *Broker) pace() *pacer { return b.pacer }
 
 // with calls f with what is remembered of a list.
 func (b *Broker) with(list string, f func(*listState)) {

@@ -122,7 +122,7 @@ func Priority(envelope string) int {
 // message makes the answer of what was read of an envelope.
 func (r *Reader) message(e *parts, place reconciler.Place) (m reconciler.Message, err error) {
 	tag, ok := e.properties.tag.string()
-	if e.body.kind != text || !e.hasHeaders || !e.hasProperties || !ok || tag == "" {
+	if e.body.kind != text || !e.hasHeaders || !e.hasProperties || !ok || tag == "" || !e.properties.routed() {
 		return m, errEnvelope
 	}
 	place.Tag = tag
@@ -191,7 +191,13 @@ type parts struct {
 
 type headers struct{ id, task, group, compression, traceparent item }
 
-type properties struct{ tag, encoding, priority item }
+type properties struct {
+	tag, encoding, priority item
+	// exchange and routingKey are of delivery_info: without them a worker dies.
+	exchange, routingKey bool
+}
+
+func (p *properties) routed() bool { return p.exchange && p.routingKey }
 
 func (e *parts) traceParent() string {
 	s, _ := e.headers.traceparent.string()
@@ -284,6 +290,36 @@ func (p *properties) read(w *jsonWalker) error {
 			p.encoding = v
 		case "priority":
 			p.priority = v
+		case "delivery_info":
+			p.exchange, p.routingKey = false, false
+			if v.kind == dict {
+				if err = p.readInfo(w); err != nil {
+					return err
+				}
+				continue
+			}
+		}
+		if err = w.skip(v); err != nil {
+			return err
+		}
+	}
+}
+
+func (p *properties) readInfo(w *jsonWalker) error {
+	for {
+		key, more, err := w.next()
+		if err != nil || !more {
+			return err
+		}
+		v, err := w.value()
+		if err != nil {
+			return err
+		}
+		switch key.name() {
+		case "exchange":
+			p.exchange = true
+		case "routing_key":
+			p.routingKey = true
 		}
 		if err = w.skip(v); err != nil {
 			return err

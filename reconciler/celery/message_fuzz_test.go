@@ -44,7 +44,7 @@ func TestReadProperty(t *testing.T) {
 		}
 		envelope := mustJSON(t, map[string]any{
 			"body": base64.StdEncoding.EncodeToString([]byte(mustJSON(t, body))), "content-type": "application/json", "headers": headers,
-			"properties": map[string]any{"delivery_tag": tag, "body_encoding": "base64", "x": drawNoise(t)},
+			"properties": map[string]any{"delivery_info": map[string]any{"exchange": "", "routing_key": "q"}, "delivery_tag": tag, "body_encoding": "base64", "x": drawNoise(t)},
 		})
 		m, err := r.Read(envelope)
 		if (err == nil) != (id != "" && tag != "") {
@@ -147,7 +147,7 @@ func FuzzRead(f *testing.F) {
 	for _, file := range samples(f, "5.6.3/msg-*.message*.bin", 40) {
 		f.Add([]byte(readFile(f, file)))
 	}
-	f.Add([]byte(`{"body":"","headers":{"id":"\ud83d\ude00","id":NaN},"properties":{"delivery_tag":"t"}}`))
+	f.Add([]byte(`{"body":"","headers":{"id":"\ud83d\ude00","id":NaN},"properties":{"delivery_info":{"exchange":"","routing_key":"q"},"delivery_tag":"t"}}`))
 	r := celery.NewReader(byArgument)
 	f.Fuzz(func(t *testing.T, envelope []byte) {
 		m, err := r.Read(string(envelope))

@@ -15,7 +15,7 @@ import (
 // body that is encoded in base64.
 func envelope(headers, contentType, body, more string) string {
 	return `{"body":"` + base64.StdEncoding.EncodeToString([]byte(body)) + `","content-type":"` + contentType +
-		`","headers":` + headers + `,"properties":{"delivery_tag":"t","body_encoding":"base64"` + more + `}}`
+		`","headers":` + headers + `,"properties":{"delivery_info":{"exchange":"","routing_key":"q"},"delivery_tag":"t","body_encoding":"base64"` + more + `}}`
 }
 
 const echo = `{"id":"i","task":"scan.echo"}`
@@ -24,7 +24,7 @@ func TestReadEnvelopes(t *testing.T) {
 	t.Parallel()
 	r := celery.NewReader(byArgument)
 	ok := func(headers string) string {
-		return `{"body":"x","headers":` + headers + `,"properties":{"delivery_tag":"t"}}`
+		return `{"body":"x","headers":` + headers + `,"properties":{"delivery_info":{"exchange":"","routing_key":"q"},"delivery_tag":"t"}}`
 	}
 	for _, tt := range []struct{ envelope, id string }{
 		{ok(`{"id":"i","task":"a"}`), "i"},
@@ -68,11 +68,14 @@ func TestReadEnvelopes(t *testing.T) {
 		{"\ufeff" + ok(`{"id":"i","task":"a"}`), ""},
 		{`{"body":"x","headers":{"id":"i","task":"a"}}`, ""},
 		{`{"body":"x","headers":{"id":"i","task":"a"},"properties":{}}`, ""},
-		{`{"body":"x","headers":{"id":"i","task":"a"},"properties":{"delivery_tag":""}}`, ""},
-		{`{"body":"x","headers":{"id":"i","task":"a"},"properties":{"delivery_tag":7}}`, ""},
+		{`{"body":"x","headers":{"id":"i","task":"a"},"properties":{"delivery_info":{"exchange":"","routing_key":"q"},"delivery_tag":""}}`, ""},
+		{`{"body":"x","headers":{"id":"i","task":"a"},"properties":{"delivery_info":{"exchange":"","routing_key":"q"},"delivery_tag":7}}`, ""},
 		{`{"body":"x","headers":{"id":"i","task":"a"},"properties":[]}`, ""},
-		{`{"body":null,"headers":{"id":"i","task":"a"},"properties":{"delivery_tag":"t"}}`, ""},
-		{`{"headers":{"id":"i","task":"a"},"properties":{"delivery_tag":"t"}}`, ""},
+		{`{"body":null,"headers":{"id":"i","task":"a"},"properties":{"delivery_info":{"exchange":"","routing_key":"q"},"delivery_tag":"t"}}`, ""},
+		{`{"body":"x","headers":{"id":"i","task":"a"},"properties":{"delivery_info":{"exchange":""},"delivery_tag":"t"}}`, ""},
+		{`{"body":"x","headers":{"id":"i","task":"a"},"properties":{"delivery_info":[],"delivery_tag":"t"}}`, ""},
+		{`{"body":"x","headers":{"id":"i","task":"a"},"properties":{"delivery_tag":"t"}}`, ""},
+		{`{"headers":{"id":"i","task":"a"},"properties":{"delivery_info":{"exchange":"","routing_key":"q"},"delivery_tag":"t"}}`, ""},
 		{`[` + ok(`{"id":"i","task":"a"}`) + `]`, ""},
 		{ok(`{"id":"i","task":"a","x":` + strings.Repeat("[", 2000) + strings.Repeat("]", 2000) + `}`), ""},
 		{ok(`{"id":"i","task":"a","x":` + strings.Repeat("[", 900) + strings.Repeat("]", 900) + `}`), "i"},
@@ -229,7 +232,7 @@ func TestReadBodyText(t *testing.T) {
 		{``, `,"compression":"application/x-gzip"`, nil},
 	} {
 		m, err := r.Read(`{"body":"[[\"\\u00e9\"], {}, {}]","content-type":"application/json","headers":{"id":"i","task":"scan.echo"` +
-			tt.headers + `},"properties":{"delivery_tag":"t"` + tt.properties + `}}`)
+			tt.headers + `},"properties":{"delivery_info":{"exchange":"","routing_key":"q"},"delivery_tag":"t"` + tt.properties + `}}`)
 		if err != nil || !reflect.DeepEqual(m.Refs, tt.refs) {
 			t.Errorf("%s %s: %v, %v", tt.properties, tt.headers, m.Refs, err)
 		}

@@ -2,30 +2,56 @@ package celery
 
 import (
 	"context"
+	"sync"
 	"time"
 )
 
-// paceDebt is for how long pauses add up before one is made.
-const paceDebt = 5 * time.Millisecond
+// paceBurst is how much of the server's time may be taken at once: a timer for
+// less is not worth it.
+const paceBurst = 5 * time.Millisecond
 
-// pacer leaves the server the part of its time that its share does not take.
+// pacer leaves the server the part of its time that its share does not take. It is
+// safe for concurrent use: what all of its users take counts together.
 type pacer struct {
 	share float64
-	debt  time.Duration
+	// burst is what may be taken at once, after a rest.
+	burst time.Duration
+
+	mu sync.Mutex
+	// taken, less what has been earned since, as of at.
+	taken time.Duration
+	at    time.Time
+}
+
+func newPacer(share float64, burst time.Duration) *pacer {
+	return &pacer{share: share, burst: burst, at: time.Now()}
 }
 
 // owe notes what a call took.
 func (p *pacer) owe(took time.Duration) {
-	p.debt += time.Duration(float64(took) * (1 - p.share) / p.share)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.earn()
+	p.taken += took
 }
 
-// pay makes the pauses that are owed, once they are worth a timer.
+// earn brings taken up to date. The lock is held.
+func (p *pacer) earn() {
+	now := time.Now()
+	p.taken = max(0, p.taken-time.Duration(float64(now.Sub(p.at))*p.share))
+	p.at = now
+}
+
+// pay waits until no more than a burst has been taken.
 func (p *pacer) pay(ctx context.Context) error {
-	if p.debt < paceDebt {
+	p.mu.Lock()
+	p.earn()
+	over := p.taken - p.burst
+	p.mu.Unlock()
+	if over <= 0 {
 		return nil
 	}
-	pause := time.NewTimer(p.debt)
-	p.debt = 0
+	pause := time.NewTimer(time.Duration(float64(over) / p.share))
 	select {
 	case <-pause.C:
 		return nil

@@ -41,7 +41,7 @@ func (s *Store) Scan(ctx context.Context, yield func([]reconciler.Look) error) e
 func (s *Store) scan(ctx context.Context, pattern string, total int64, yield func([]reconciler.Look) error) error {
 	var cursor uint64
 	var scanned int64
-	pace := pacer{share: s.options.ScanShare}
+	pace := newPacer(s.options.ScanShare, paceBurst)
 	for {
 		began := time.Now()
 		keys, next, err := s.client.Scan(ctx, cursor, pattern, scanCount).Result()

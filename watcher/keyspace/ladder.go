@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -165,6 +166,8 @@ func whoami(ctx context.Context, client *redis.Client) string {
 // assertFlags adds what notify-keyspace-events lacks, where that is allowed. Where
 // the server does not tell, as managed ones do not, the canary will.
 func (w *watch) assertFlags(ctx context.Context) error {
+	flagsLock.Lock() // reading and adding are two steps, and there are two sources
+	defer flagsLock.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
 	client := w.client
@@ -197,6 +200,8 @@ func setFlags(ctx context.Context, client *redis.Client, have, want string) erro
 	}
 	return err
 }
+
+var flagsLock sync.Mutex
 
 const flagsName = "notify-keyspace-events"
 
