@@ -29,7 +29,7 @@ func (r *Reconciler) findMessages(ctx context.Context, term Term, works []*Work,
 	}
 	units := known[:0]
 	for _, u := range known {
-		u.work.notice(digestOf(u.found.Artifacts), r.Now())
+		u.work.noticeMessages(u.found.Artifacts, r.Now())
 		if Decide(r.situation(term, u, r.Now())).Outcome == OutcomeRemoved {
 			rest = append(rest, &unit{of: u.of, work: u.work, look: Look{Subject: u.look.Subject}})
 			continue

@@ -239,15 +239,15 @@ func (r *Reconciler) judge(ctx context.Context, term Term, works []*Work, verdic
 
 // notice tells each work what was found of it, in all its units.
 func (r *Reconciler) notice(works []*Work, units []*unit) {
-	digests := make([]uint64, len(works))
-	looked := make([]bool, len(works))
+	found := make([][]Artifact, len(works))
 	for _, u := range units {
-		digests[u.of] += digestOf(u.found.Artifacts)
-		looked[u.of] = true
+		found[u.of] = append(found[u.of], u.found.Artifacts...)
 	}
 	for i, w := range works {
-		if looked[i] || w.Subject.Kind == RowMessages {
-			w.notice(digests[i], r.Now())
+		if w.Subject.Kind.OfMessages() {
+			w.noticeMessages(found[i], r.Now())
+		} else {
+			w.notice(digestOf(found[i]), r.Now())
 		}
 	}
 }

@@ -37,6 +37,8 @@ type Work struct {
 	// since is when the artifacts, whose digest is kept, were first seen as they are.
 	since  time.Time
 	digest uint64
+	// tags are the messages that have been found, by a hash of their delivery tags.
+	tags map[uint64]struct{}
 	// last is the span of the previous attempt.
 	last trace.SpanContext
 }
@@ -71,6 +73,27 @@ func (w *Work) notice(digest uint64, now time.Time) {
 	if w.since.IsZero() || digest != w.digest || (w.touched && w.looked) {
 		w.changed = w.looked
 		w.since, w.digest, w.Fence = now, digest, nil
+	}
+	w.looked, w.touched = true, false
+}
+
+// noticeMessages is notice for messages. One that is not there any more changes
+// nothing: only one that has appeared does. Wherever a message is, it is the same.
+func (w *Work) noticeMessages(found []Artifact, now time.Time) {
+	appeared := false
+	for _, a := range found {
+		tag := maphash.String(digestSeed, a.Message.Place.Tag)
+		if _, known := w.tags[tag]; known {
+			continue
+		}
+		if appeared = true; w.tags == nil {
+			w.tags = map[uint64]struct{}{}
+		}
+		w.tags[tag] = struct{}{}
+	}
+	if w.since.IsZero() || appeared {
+		w.changed = w.looked
+		w.since, w.Fence = now, nil
 	}
 	w.looked, w.touched = true, false
 }
@@ -129,17 +152,9 @@ var digestSeed = maphash.MakeSeed()
 func digestOf(artifacts []Artifact) uint64 {
 	var h maphash.Hash
 	h.SetSeed(digestSeed)
-	sum := uint64(0) // of messages, which come in any order
 	for _, a := range artifacts {
-		if a.Message != nil {
-			sum += digestOfTag(a.Message.Place.Tag)
-			continue
-		}
 		maphash.WriteComparable(&h, a.Key)
 		maphash.WriteComparable(&h, a.Stamp)
 	}
-	return h.Sum64() + sum
+	return h.Sum64()
 }
-
-// digestOfTag is the part of a message in the digest of artifacts.
-func digestOfTag(tag string) uint64 { return maphash.String(digestSeed, tag) }

@@ -29,6 +29,9 @@ const (
 	afterDeleted = time.Second
 	// cleanPasses in a row end that.
 	cleanPasses = 2
+	// arrivalsEvery is the least time between two looks at what has just come: those of
+	// a busy queue are looked at together.
+	arrivalsEvery = 50 * time.Millisecond
 	// watchEvery is how often all messages are looked at for those of deleted rows,
 	// where no event tells: retries and messages that are given back.
 	watchEvery = 30 * time.Second
@@ -50,6 +53,8 @@ type looks struct {
 	clean  int
 
 	watch, poll, find, purge time.Time
+	// arrived is when new messages were last looked at.
+	arrived time.Time
 }
 
 // look looks at messages: at those that have just come, at all where nothing tells
@@ -91,6 +96,10 @@ func (l *looks) next() time.Time {
 // lookNow does what is due.
 func (t *term) lookNow(ctx context.Context, l *looks) error {
 	changed := t.lists.take()
+	if len(changed) > 0 && !pause(ctx, time.Until(l.arrived.Add(arrivalsEvery))) {
+		return nil
+	}
+	l.arrived = time.Now()
 	for list := range changed {
 		_, err := t.lookAt(ctx, func(ctx context.Context, yield func([]reconciler.Message) error) error {
 			return t.c.Queues.Arrivals(ctx, list, yield)

@@ -65,6 +65,8 @@ type Broker struct {
 type listState struct {
 	// newest are hashes of elements that were at the head when it was last read.
 	newest []uint64
+	// window is how many of its elements one call reads, as last found.
+	window window
 	// drift is how far the last pulled message was above the index that it was read at.
 	drift int64
 	// tombstones are ours that should be in it; marked are those since its last
@@ -135,9 +137,10 @@ func timed(pace *pacer, f func() error) error {
 const revokeIDs = 500
 
 // Revoke publishes to all workers not to run these tasks: heard is how many heard
-// it, 0 also where the channel is not theirs; workers, how many have bound a queue
-// for remote control (one that was killed is still counted). It is not stored
-// anywhere but in their memory, and cannot be taken back.
+// it, 0 also where the channel is not theirs; workers, how many there should be: if
+// none has heard it, those that have bound a queue for remote control (one that was
+// killed is still counted). It is not stored anywhere but in their memory, and
+// cannot be taken back.
 func (b *Broker) Revoke(ctx context.Context, ids []string) (heard, workers int, err error) {
 	channel := b.ControlChannel()
 	for page := range slices.Chunk(ids, revokeIDs) {
@@ -151,8 +154,10 @@ func (b *Broker) Revoke(ctx context.Context, ids []string) (heard, workers int, 
 		}
 		heard = max(heard, int(n))
 	}
-	workers, err = b.Workers(ctx)
-	return heard, workers, err
+	if heard == 0 {
+		workers, err = b.Workers(ctx)
+	}
+	return heard, max(workers, heard), err
 }
 
 // Workers is how many workers have bound a queue for remote control. A worker

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/redis/go-redis/v9"
+
 	"github.com/orphanwatch/orphanwatch/reconciler"
 )
 
@@ -29,7 +31,11 @@ func (b *Broker) Sweep(ctx context.Context, yield func([]reconciler.Message) err
 	if err != nil {
 		return err
 	}
-	for _, list := range b.Lists() {
+	lists, err := b.filled(ctx, pace)
+	if err != nil {
+		return err
+	}
+	for _, list := range lists {
 		n, err := b.sweepList(ctx, pace, list, yield)
 		if err != nil {
 			return err
@@ -38,6 +44,38 @@ func (b *Broker) Sweep(ctx context.Context, yield func([]reconciler.Message) err
 	}
 	b.unreadable.Store(unreadable)
 	return nil
+}
+
+// filled are the known lists that hold anything.
+func (b *Broker) filled(ctx context.Context, pace *pacer) ([]string, error) {
+	var out []string
+	for page := range slices.Chunk(b.Lists(), 500) {
+		lengths := make([]*redis.IntCmd, len(page))
+		err := timed(pace, func() error {
+			_, err := b.client.Pipelined(ctx, func(p redis.Pipeliner) error {
+				for i, list := range page {
+					lengths[i] = p.LLen(ctx, list)
+				}
+				return nil
+			})
+			return err
+		})
+		if err != nil && !wrongType(err) {
+			return nil, failed("measure lists", err)
+		}
+		for i, list := range page {
+			n, err := lengths[i].Result()
+			if err != nil && !wrongType(err) {
+				return nil, failed("measure lists", err)
+			}
+			if n > 0 {
+				out = append(out, list)
+			} else {
+				b.with(list, func(s *listState) { s.tombstones, s.marked = 0, 0 })
+			}
+		}
+	}
+	return out, nil
 }
 
 func (b *Broker) sweepUnacked(ctx context.Context, pace *pacer, yield func([]reconciler.Message) error) (unreadable int64, err error) {

@@ -41,6 +41,8 @@ func (b *Broker) hash(element string) uint64 { return maphash.String(b.seed, ele
 // it does not, walk steps back until it meets them.
 func (b *Broker) walk(ctx context.Context, pace *pacer, list string, fn func(at int64, elements []string) (more bool, err error)) error {
 	n, start := window(windowFirst), int64(0)
+	b.with(list, func(s *listState) { n = max(n, s.window/2) }) // those now at the head may be larger
+	defer func() { b.with(list, func(s *listState) { s.window = n }) }()
 	var last trail
 	var lost int64 // where it was first missed
 	for steps := 0; ; {
