@@ -250,36 +250,44 @@ func (q *pullingList) one(ctx context.Context, i int, index, reach int64) (bool,
 	return err == nil && (q.note(i, found[0]) || q.statuses[i] != reconciler.Changed), err
 }
 
-// relocate reads windows above an index and then below it, and tells where the
+// relocate reads windows above an index and below it by turns, and tells where the
 // element is, -1 if it is in none.
 func (q *pullingList) relocate(ctx context.Context, element string, around int64) (int64, error) {
 	n := window(windowFirst)
-	read := func(from, to int64) (int64, error) {
-		for from = max(0, from); from <= to && q.windows > 0; q.windows-- {
-			var elements []string
-			err := timed(q.pace, func() (err error) {
-				elements, err = q.client.LRange(ctx, q.key, from, min(to, from+int64(n)-1)).Result()
-				return err
-			})
-			if err != nil {
-				return -1, err
+	above, below := max(0, around), around // where to read next, and from where on it was read
+	top, bottom := above+relocateAbove, max(0, around-relocateBelow)
+	for q.windows > 0 && (above < top || below > bottom) {
+		if above < top {
+			elements, err := q.window(ctx, above, above+int64(n)-1)
+			if at := slices.Index(elements, element); at >= 0 || err != nil {
+				return above + int64(at), err
 			}
-			if at := slices.Index(elements, element); at >= 0 {
-				return from + int64(at), nil
+			if above += int64(len(elements)); len(elements) < int(n) {
+				top = above // the end of the list
 			}
-			if len(elements) == 0 {
-				break
-			}
-			from += int64(len(elements))
 			n.read(elements)
-			if err := q.pace.pay(ctx); err != nil {
-				return -1, err
-			}
 		}
-		return -1, nil
+		if below > bottom {
+			from := max(bottom, below-int64(n))
+			elements, err := q.window(ctx, from, below-1)
+			if at := slices.Index(elements, element); at >= 0 || err != nil {
+				return from + int64(at), err
+			}
+			below = from
+			n.read(elements)
+		}
 	}
-	if at, err := read(around+1, around+relocateAbove); at >= 0 || err != nil {
-		return at, err
+	return -1, nil
+}
+
+func (q *pullingList) window(ctx context.Context, from, to int64) (elements []string, err error) {
+	q.windows--
+	err = timed(q.pace, func() error {
+		elements, err = q.client.LRange(ctx, q.key, from, to).Result()
+		return err
+	})
+	if err != nil {
+		return nil, err
 	}
-	return read(around-relocateBelow, around)
+	return elements, q.pace.pay(ctx)
 }
