@@ -26,8 +26,11 @@ const (
 	// Estimates of one pull, and of each element that LREM walks over.
 	pullBase, pullWalk = 30 * time.Microsecond, 250 * time.Nanosecond
 	// pullSearches is how often a batch looks for one that is not near its index in
-	// a list, pullWindows how many windows it reads for that in all.
-	pullSearches, pullWindows = 200, 100
+	// a list, pullWindows how many windows it reads for that in all, and
+	// relocateWindows how many for one.
+	pullSearches, pullWindows, relocateWindows = 400, 480, 80
+	// pullAgain is after how many that are not there a second try ends.
+	pullAgain = 8
 	// relocateAbove and relocateBelow bound where those windows are.
 	relocateAbove, relocateBelow = 20_000, 5_000
 )
@@ -107,14 +110,8 @@ func (p *pulling) list(ctx context.Context, list string, order []int) error {
 	for len(order) > 0 {
 		page := order[:q.together(order)]
 		order = order[len(page):]
-		missed, err := q.pull(ctx, page)
-		if err != nil {
+		if err := q.page(ctx, page); err != nil {
 			return err
-		}
-		for _, i := range missed {
-			if err := q.search(ctx, i); err != nil {
-				return err
-			}
 		}
 	}
 	p.with(list, func(s *listState) { s.drift = q.drift })
@@ -168,9 +165,10 @@ type pullingList struct {
 	key    string
 	length int64
 	// drift is how far the last one was above the index that it was read at.
-	drift    int64
-	searches int
-	windows  int
+	drift int64
+	// missed are those since one was last found.
+	missed            []int
+	searches, windows int
 }
 
 // together is how many of the next pulls go in one pipeline: at least one.
@@ -189,22 +187,54 @@ func (q *pullingList) together(order []int) int {
 	return len(order)
 }
 
-// pull pulls those that are about where they should be; missed are the others.
-func (q *pullingList) pull(ctx context.Context, page []int) (missed []int, err error) {
+// page pulls those that are about where they should be, and looks for the others.
+func (q *pullingList) page(ctx context.Context, page []int) error {
 	calls := make([]call, len(page))
 	for n, i := range page {
 		calls[n] = q.at(i, q.index(i)+q.drift, 0)
 	}
 	found, err := q.run(ctx, page, calls)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	for n, i := range page {
-		if !q.note(i, found[n]) && q.statuses[i] == reconciler.Changed {
-			missed = append(missed, i)
+		ok := q.note(i, found[n])
+		if !ok && q.statuses[i] == reconciler.Changed {
+			if ok, err = q.search(ctx, i); err != nil {
+				return err
+			}
+			if !ok {
+				q.missed = append(q.missed, i)
+			}
+		}
+		if ok && len(q.missed) > 0 {
+			if err := q.again(ctx); err != nil {
+				return err
+			}
 		}
 	}
-	return missed, nil
+	return nil
+}
+
+// again tries those that were missed before one was found, the nearest first: by
+// now it is known how far they have shifted. The farther ones have been popped.
+func (q *pullingList) again(ctx context.Context) error {
+	missed := q.missed
+	q.missed = nil
+	drift := q.drift
+	for n := 0; len(missed) > 0 && n < pullAgain; n++ {
+		i := missed[len(missed)-1]
+		missed = missed[:len(missed)-1]
+		ok, err := q.one(ctx, i, q.index(i)+q.drift, 0)
+		if err != nil {
+			return err
+		}
+		if ok {
+			n = -1
+		}
+	}
+	q.drift = max(q.drift, drift)
+	return nil
 }
 
 func (q *pullingList) at(i int, index, reach int64) call {
@@ -228,21 +258,21 @@ func (q *pullingList) note(i int, f found) bool {
 
 // search looks for one that is not where it should be: at the index that it was
 // read at (the shift that was found before may not be its own), near both ends,
-// and then by windows around.
-func (q *pullingList) search(ctx context.Context, i int) error {
+// and then by windows around: for the first, second, fourth, … in a row, since
+// what was popped is in no window.
+func (q *pullingList) search(ctx context.Context, i int) (bool, error) {
 	if q.searches--; q.searches < 0 {
-		return nil
+		return false, nil
 	}
-	around := q.index(i) + q.drift
-	if ok, err := q.one(ctx, i, q.index(i), pullReach); ok || err != nil || q.length <= 2*pullReach {
-		return err
+	around, nth := q.index(i)+q.drift, len(q.missed)+1
+	if ok, err := q.one(ctx, i, q.index(i), pullReach); ok || err != nil || q.length <= 2*pullReach || nth&(nth-1) != 0 {
+		return ok, err
 	}
 	index, err := q.relocate(ctx, q.pulls[i].Message.Place.Envelope, around)
 	if err != nil || index < 0 {
-		return err
+		return false, err
 	}
-	_, err = q.one(ctx, i, index, 0)
-	return err
+	return q.one(ctx, i, index, 0)
 }
 
 func (q *pullingList) one(ctx context.Context, i int, index, reach int64) (bool, error) {
@@ -256,7 +286,7 @@ func (q *pullingList) relocate(ctx context.Context, element string, around int64
 	n := window(windowFirst)
 	above, below := max(0, around), around // where to read next, and from where on it was read
 	top, bottom := above+relocateAbove, max(0, around-relocateBelow)
-	for q.windows > 0 && (above < top || below > bottom) {
+	for left := q.windows - relocateWindows; q.windows > max(0, left) && (above < top || below > bottom); {
 		if above < top {
 			elements, err := q.window(ctx, above, above+int64(n)-1)
 			if at := slices.Index(elements, element); at >= 0 || err != nil {

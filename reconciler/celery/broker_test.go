@@ -190,6 +190,26 @@ func TestPullDeep(t *testing.T) {
 		}
 	}
 
+	// Those at the tail were popped, the others have shifted: what is missed first
+	// does not keep the rest from being found.
+	l.run("del celery")
+	l.ok(l.client.RPush(t.Context(), "celery", all...).Err())
+	l.Broker = celery.NewBroker(celery.BrokerOptions{Client: l.client, Queues: []string{"celery"}, Share: 1})
+	swept = l.sweep()
+	victims = nil
+	for i := 3500; i < n; i += 100 {
+		if i < 5000 || i >= n-3500 {
+			victims = append(victims, swept[fmt.Sprint("t", i)])
+		}
+	}
+	push("more", 3500)
+	l.run("rpop celery 3500")
+	for i, s := range l.pull(victims...) {
+		if want := i < 15; (s == reconciler.Removed) != want {
+			t.Errorf("%s: %s", victims[i].ID, s)
+		}
+	}
+
 	// A tombstone of someone before us, in a short list: the sweep counts it.
 	l.run("del celery")
 	l.ok(l.client.RPush(t.Context(), "celery", envelopeOf("a"), celery.Tombstone, envelopeOf("b"), envelopeOf("c"), celery.Tombstone).Err())
