@@ -105,7 +105,7 @@ func (p *pulling) list(ctx context.Context, list string, order []int) error {
 	if err != nil && !wrongType(err) {
 		return err
 	}
-	q := &pullingList{pulling: p, key: list, length: length, searches: pullSearches, windows: pullWindows}
+	q := &pullingList{pulling: p, key: list, length: length, searches: pullSearches, windows: pullWindows, nearest: order[len(order)-1]}
 	p.with(list, func(s *listState) { q.drift = s.drift })
 	for len(order) > 0 {
 		page := order[:q.together(order)]
@@ -169,6 +169,9 @@ type pullingList struct {
 	// missed are those since one was last found.
 	missed            []int
 	searches, windows int
+	// nearest is the one that is nearest the head; probed: it has been looked for.
+	nearest int
+	probed  bool
 }
 
 // together is how many of the next pulls go in one pipeline: at least one.
@@ -258,17 +261,33 @@ func (q *pullingList) note(i int, f found) bool {
 
 // search looks for one that is not where it should be: at the index that it was
 // read at (the shift that was found before may not be its own), near both ends,
-// and then by windows around: for the first, second, fourth, … in a row, since
-// what was popped is in no window.
+// and then by windows around. The first time, the shift is learned from the one
+// that is nearest the head, which is the last to be popped; then windows are read
+// for the first, second, fourth, … missed in a row, since most have been popped.
 func (q *pullingList) search(ctx context.Context, i int) (bool, error) {
 	if q.searches--; q.searches < 0 {
 		return false, nil
 	}
-	around, nth := q.index(i)+q.drift, len(q.missed)+1
-	if ok, err := q.one(ctx, i, q.index(i), pullReach); ok || err != nil || q.length <= 2*pullReach || nth&(nth-1) != 0 {
+	if ok, err := q.one(ctx, i, q.index(i), pullReach); ok || err != nil || q.length <= 2*pullReach {
 		return ok, err
 	}
-	index, err := q.relocate(ctx, q.pulls[i].Message.Place.Envelope, around)
+	if !q.probed && q.nearest != i {
+		q.probed = true
+		index, err := q.relocate(ctx, q.nearest)
+		if err != nil {
+			return false, err
+		}
+		if index >= 0 {
+			q.drift = index - q.index(q.nearest)
+			if ok, err := q.one(ctx, i, q.index(i)+q.drift, 0); ok || err != nil {
+				return ok, err
+			}
+		}
+	}
+	if nth := len(q.missed) + 1; nth&(nth-1) != 0 {
+		return false, nil
+	}
+	index, err := q.relocate(ctx, i)
 	if err != nil || index < 0 {
 		return false, err
 	}
@@ -282,7 +301,8 @@ func (q *pullingList) one(ctx context.Context, i int, index, reach int64) (bool,
 
 // relocate reads windows above an index and below it by turns, and tells where the
 // element is, -1 if it is in none.
-func (q *pullingList) relocate(ctx context.Context, element string, around int64) (int64, error) {
+func (q *pullingList) relocate(ctx context.Context, i int) (int64, error) {
+	element, around := q.pulls[i].Message.Place.Envelope, q.index(i)+q.drift
 	n := window(windowFirst)
 	above, below := max(0, around), around // where to read next, and from where on it was read
 	top, bottom := above+relocateAbove, max(0, around-relocateBelow)
