@@ -26,8 +26,11 @@ const (
 	// Estimates of one pull, and of each element that LREM walks over.
 	pullBase, pullWalk = 30 * time.Microsecond, 250 * time.Nanosecond
 	// pullSearches is how often a batch looks for one that is not near its index in
-	// a list, pullWindows how many windows it reads for that in all.
-	pullSearches, pullWindows = 200, 100
+	// a list, pullWindows how many windows it reads for that in all, and
+	// relocateWindows how many for one.
+	pullSearches, pullWindows, relocateWindows = 400, 480, 80
+	// pullAgain is after how many that are not there a second try ends.
+	pullAgain = 8
 	// relocateAbove and relocateBelow bound where those windows are.
 	relocateAbove, relocateBelow = 20_000, 5_000
 )
@@ -102,19 +105,13 @@ func (p *pulling) list(ctx context.Context, list string, order []int) error {
 	if err != nil && !wrongType(err) {
 		return err
 	}
-	q := &pullingList{pulling: p, key: list, length: length, searches: pullSearches, windows: pullWindows}
+	q := &pullingList{pulling: p, key: list, length: length, searches: pullSearches, windows: pullWindows, nearest: order[len(order)-1]}
 	p.with(list, func(s *listState) { q.drift = s.drift })
 	for len(order) > 0 {
 		page := order[:q.together(order)]
 		order = order[len(page):]
-		missed, err := q.pull(ctx, page)
-		if err != nil {
+		if err := q.page(ctx, page); err != nil {
 			return err
-		}
-		for _, i := range missed {
-			if err := q.search(ctx, i); err != nil {
-				return err
-			}
 		}
 	}
 	p.with(list, func(s *listState) { s.drift = q.drift })
@@ -168,9 +165,13 @@ type pullingList struct {
 	key    string
 	length int64
 	// drift is how far the last one was above the index that it was read at.
-	drift    int64
-	searches int
-	windows  int
+	drift int64
+	// missed are those since one was last found.
+	missed            []int
+	searches, windows int
+	// nearest is the one that is nearest the head; probed: it has been looked for.
+	nearest int
+	probed  bool
 }
 
 // together is how many of the next pulls go in one pipeline: at least one.
@@ -189,22 +190,54 @@ func (q *pullingList) together(order []int) int {
 	return len(order)
 }
 
-// pull pulls those that are about where they should be; missed are the others.
-func (q *pullingList) pull(ctx context.Context, page []int) (missed []int, err error) {
+// page pulls those that are about where they should be, and looks for the others.
+func (q *pullingList) page(ctx context.Context, page []int) error {
 	calls := make([]call, len(page))
 	for n, i := range page {
 		calls[n] = q.at(i, q.index(i)+q.drift, 0)
 	}
 	found, err := q.run(ctx, page, calls)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	for n, i := range page {
-		if !q.note(i, found[n]) && q.statuses[i] == reconciler.Changed {
-			missed = append(missed, i)
+		ok := q.note(i, found[n])
+		if !ok && q.statuses[i] == reconciler.Changed {
+			if ok, err = q.search(ctx, i); err != nil {
+				return err
+			}
+			if !ok {
+				q.missed = append(q.missed, i)
+			}
+		}
+		if ok && len(q.missed) > 0 {
+			if err := q.again(ctx); err != nil {
+				return err
+			}
 		}
 	}
-	return missed, nil
+	return nil
+}
+
+// again tries those that were missed before one was found, the nearest first: by
+// now it is known how far they have shifted. The farther ones have been popped.
+func (q *pullingList) again(ctx context.Context) error {
+	missed := q.missed
+	q.missed = nil
+	drift := q.drift
+	for n := 0; len(missed) > 0 && n < pullAgain; n++ {
+		i := missed[len(missed)-1]
+		missed = missed[:len(missed)-1]
+		ok, err := q.one(ctx, i, q.index(i)+q.drift, 0)
+		if err != nil {
+			return err
+		}
+		if ok {
+			n = -1
+		}
+	}
+	q.drift = max(q.drift, drift)
+	return nil
 }
 
 func (q *pullingList) at(i int, index, reach int64) call {
@@ -228,21 +261,37 @@ func (q *pullingList) note(i int, f found) bool {
 
 // search looks for one that is not where it should be: at the index that it was
 // read at (the shift that was found before may not be its own), near both ends,
-// and then by windows around.
-func (q *pullingList) search(ctx context.Context, i int) error {
+// and then by windows around. The first time, the shift is learned from the one
+// that is nearest the head, which is the last to be popped; then windows are read
+// for the first, second, fourth, … missed in a row, since most have been popped.
+func (q *pullingList) search(ctx context.Context, i int) (bool, error) {
 	if q.searches--; q.searches < 0 {
-		return nil
+		return false, nil
 	}
-	around := q.index(i) + q.drift
 	if ok, err := q.one(ctx, i, q.index(i), pullReach); ok || err != nil || q.length <= 2*pullReach {
-		return err
+		return ok, err
 	}
-	index, err := q.relocate(ctx, q.pulls[i].Message.Place.Envelope, around)
+	if !q.probed && q.nearest != i {
+		q.probed = true
+		index, err := q.relocate(ctx, q.nearest)
+		if err != nil {
+			return false, err
+		}
+		if index >= 0 {
+			q.drift = index - q.index(q.nearest)
+			if ok, err := q.one(ctx, i, q.index(i)+q.drift, 0); ok || err != nil {
+				return ok, err
+			}
+		}
+	}
+	if nth := len(q.missed) + 1; nth&(nth-1) != 0 {
+		return false, nil
+	}
+	index, err := q.relocate(ctx, i)
 	if err != nil || index < 0 {
-		return err
+		return false, err
 	}
-	_, err = q.one(ctx, i, index, 0)
-	return err
+	return q.one(ctx, i, index, 0)
 }
 
 func (q *pullingList) one(ctx context.Context, i int, index, reach int64) (bool, error) {
@@ -250,36 +299,45 @@ func (q *pullingList) one(ctx context.Context, i int, index, reach int64) (bool,
 	return err == nil && (q.note(i, found[0]) || q.statuses[i] != reconciler.Changed), err
 }
 
-// relocate reads windows above an index and then below it, and tells where the
+// relocate reads windows above an index and below it by turns, and tells where the
 // element is, -1 if it is in none.
-func (q *pullingList) relocate(ctx context.Context, element string, around int64) (int64, error) {
+func (q *pullingList) relocate(ctx context.Context, i int) (int64, error) {
+	element, around := q.pulls[i].Message.Place.Envelope, q.index(i)+q.drift
 	n := window(windowFirst)
-	read := func(from, to int64) (int64, error) {
-		for from = max(0, from); from <= to && q.windows > 0; q.windows-- {
-			var elements []string
-			err := timed(q.pace, func() (err error) {
-				elements, err = q.client.LRange(ctx, q.key, from, min(to, from+int64(n)-1)).Result()
-				return err
-			})
-			if err != nil {
-				return -1, err
+	above, below := max(0, around), around // where to read next, and from where on it was read
+	top, bottom := above+relocateAbove, max(0, around-relocateBelow)
+	for left := q.windows - relocateWindows; q.windows > max(0, left) && (above < top || below > bottom); {
+		if above < top {
+			elements, err := q.window(ctx, above, above+int64(n)-1)
+			if at := slices.Index(elements, element); at >= 0 || err != nil {
+				return above + int64(at), err
 			}
-			if at := slices.Index(elements, element); at >= 0 {
-				return from + int64(at), nil
+			if above += int64(len(elements)); len(elements) < int(n) {
+				top = above // the end of the list
 			}
-			if len(elements) == 0 {
-				break
-			}
-			from += int64(len(elements))
 			n.read(elements)
-			if err := q.pace.pay(ctx); err != nil {
-				return -1, err
-			}
 		}
-		return -1, nil
+		if below > bottom {
+			from := max(bottom, below-int64(n))
+			elements, err := q.window(ctx, from, below-1)
+			if at := slices.Index(elements, element); at >= 0 || err != nil {
+				return from + int64(at), err
+			}
+			below = from
+			n.read(elements)
+		}
 	}
-	if at, err := read(around+1, around+relocateAbove); at >= 0 || err != nil {
-		return at, err
+	return -1, nil
+}
+
+func (q *pullingList) window(ctx context.Context, from, to int64) (elements []string, err error) {
+	q.windows--
+	err = timed(q.pace, func() error {
+		elements, err = q.client.LRange(ctx, q.key, from, to).Result()
+		return err
+	})
+	if err != nil {
+		return nil, err
 	}
-	return read(around-relocateBelow, around)
+	return elements, q.pace.pay(ctx)
 }

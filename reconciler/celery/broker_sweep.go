@@ -92,8 +92,9 @@ func (b *Broker) sweepUnacked(ctx context.Context, pace *pacer, yield func([]rec
 		if err != nil {
 			return 0, failed("read unacked", err)
 		}
-		messages := make([]reconciler.Message, 0, len(fields)/2)
+		messages, values := make([]reconciler.Message, 0, len(fields)/2), make([]string, 0, len(fields)/2)
 		for pair := range slices.Chunk(fields, 2) {
+			values = append(values, pair[1])
 			m, err := b.readUnacked(pair[0], pair[1])
 			if err == nil {
 				messages = append(messages, m)
@@ -109,7 +110,7 @@ func (b *Broker) sweepUnacked(ctx context.Context, pace *pacer, yield func([]rec
 		if cursor == 0 {
 			return unreadable, nil
 		}
-		n.read(fields)
+		n.read(values)
 		if err := pace.pay(ctx); err != nil {
 			return 0, err
 		}

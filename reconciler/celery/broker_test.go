@@ -30,6 +30,7 @@ func TestPullTable(t *testing.T) {
 		{"nearer the tail", []string{"rpush celery @a @b @c @v @d"}, nil, "removed", []string{"celery: @a @b @c @d"}, []string{"v: m:tag-v=@v p:tag-v=Tcelery"}},
 		{"the only one", []string{"rpush celery @v"}, nil, "removed", nil, []string{"v: m:tag-v=@v p:tag-v=Hcelery"}},
 		{"several", []string{"rpush celery @v1 @a @v2 @v3 @b @v4"}, nil, "removed removed removed removed", []string{"celery: @a @b"}, []string{"v1: m:tag-v1=@v1 p:tag-v1=Hcelery", "v2: m:tag-v2=@v2 p:tag-v2=Tcelery", "v3: m:tag-v3=@v3 p:tag-v3=Tcelery", "v4: m:tag-v4=@v4 p:tag-v4=Tcelery"}},
+		{"sent twice", []string{"rpush celery @a @v @b @v @c"}, nil, "removed removed", []string{"celery: @a @b @c"}, []string{"v: m:tag-v=@v p:tag-v=Tcelery"}},
 		{"a retry beside it", []string{"rpush celery @v/1 @a @v/2"}, []string{"lrem celery 1 @v/2"}, "changed", []string{"celery: @v/1 @a"}, nil},
 		{"of a priority", []string{"rpush celery\x06\x163 @v @a"}, nil, "removed", []string{"celery\x06\x163: @a"}, []string{"v: m:tag-v=@v p:tag-v=Hcelery\x06\x163"}},
 		{"pushed meanwhile", []string{"rpush celery @a @v1 @b @v2"}, []string{"lpush celery @x @y @z"}, "removed removed", []string{"celery: @z @y @x @a @b"}, []string{"v1: m:tag-v1=@v1 p:tag-v1=Tcelery", "v2: m:tag-v2=@v2 p:tag-v2=Tcelery"}},
@@ -186,6 +187,26 @@ func TestPullDeep(t *testing.T) {
 			if e == victim.Place.Envelope {
 				t.Errorf("%s: it is still there", shift)
 			}
+		}
+	}
+
+	// Those at the tail were popped, the others have shifted: what is missed first
+	// does not keep the rest from being found.
+	l.run("del celery")
+	l.ok(l.client.RPush(t.Context(), "celery", all...).Err())
+	l.Broker = celery.NewBroker(celery.BrokerOptions{Client: l.client, Queues: []string{"celery"}, Share: 1})
+	swept = l.sweep()
+	victims = nil
+	for i := 3500; i < n; i += 100 {
+		if i < 5000 || i >= n-3500 {
+			victims = append(victims, swept[fmt.Sprint("t", i)])
+		}
+	}
+	push("more", 3500)
+	l.run("rpop celery 3500")
+	for i, s := range l.pull(victims...) {
+		if want := i < 15; (s == reconciler.Removed) != want {
+			t.Errorf("%s: %s", victims[i].ID, s)
 		}
 	}
 

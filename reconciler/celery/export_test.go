@@ -1,7 +1,13 @@
 package celery
 
 // Tombstone is what pull.lua puts in the place of a message.
-const Tombstone = tombstone
+const (
+	Tombstone    = tombstone
+	TombstoneTag = tombstoneTag
+)
+
+// Complete tells whether a worker survives an element.
+func Complete(element string) bool { return complete(element) }
 
 // SetNear says how far from an end of a list an element is taken out.
 func (b *Broker) SetNear(n int64) { b.near = n }
