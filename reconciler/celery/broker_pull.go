@@ -137,9 +137,9 @@ type found struct {
 // run makes the calls in one pipeline and notes how each ended.
 func (p *pulling) run(ctx context.Context, page []int, calls []call) ([]found, error) {
 	var replies []any
-	err := timed(p.pace, func() (err error) {
+	err := bounded(p.pace, func() (atMost time.Duration, err error) {
 		replies, err = pullScript.run(ctx, p.client, calls)
-		return err
+		return pullCost + time.Duration(len(calls))*pullBase, err
 	})
 	if err != nil {
 		return nil, err

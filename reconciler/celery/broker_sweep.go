@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 
@@ -82,9 +83,9 @@ func (b *Broker) sweepUnacked(ctx context.Context, pace *pacer, yield func([]rec
 	n := window(windowFirst)
 	for cursor := uint64(0); ; {
 		var fields []string
-		err := timed(pace, func() (err error) {
+		err := bounded(pace, func() (atMost time.Duration, err error) {
 			fields, cursor, err = b.client.HScan(ctx, b.unackedKey(), cursor, "", min(int64(n), unackedMax)).Result()
-			return err
+			return readCost(0, fields), err
 		})
 		if wrongType(err) {
 			return 0, nil
