@@ -74,8 +74,10 @@ func (l *messageLook) wanted(m *Message) bool {
 	if !l.onlyDeleted && !ForeignName(r.Bindings, m.Name) {
 		return true
 	}
-	// One that is left for its chord is no news.
-	return r.remembers(Look{Subject: m.task(), Refs: m.Refs}) && !(l.onlyDeleted && m.InChord && !r.Policy.RemoveChords)
+	if l.onlyDeleted && m.InChord && !r.Policy.RemoveChords {
+		return false // one that is left for its chord is no news
+	}
+	return r.remembers(Look{Subject: m.task(), Refs: m.Refs})
 }
 
 // compare looks up the rows of what has been read, and the records of what has none.
