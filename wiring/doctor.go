@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -16,6 +18,7 @@ import (
 // The stores that a check is of.
 const (
 	storeRedis    = "redis"
+	storeBroker   = "broker"
 	storePostgres = "postgres"
 )
 
@@ -56,13 +59,18 @@ func (d *Diagnosis) Findings() int {
 
 // Diagnose checks every precondition of both stores, side by side.
 func (s *Stores) Diagnose(ctx context.Context) *Diagnosis {
-	var redisFindings, postgresFindings []reconciler.Finding
-	var redisAway, postgresAway bool
+	var redisFindings, brokerFindings, postgresFindings []reconciler.Finding
+	var redisAway, brokerAway, postgresAway bool
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		bounded, cancel := Bounded(ctx)
 		defer cancel()
 		redisFindings, redisAway = s.checkRedis(bounded)
+	})
+	wg.Go(func() {
+		bounded, cancel := Bounded(ctx)
+		defer cancel()
+		brokerFindings, brokerAway = s.checkBroker(bounded)
 	})
 	wg.Go(func() {
 		bounded, cancel := Bounded(ctx)
@@ -74,6 +82,12 @@ func (s *Stores) Diagnose(ctx context.Context) *Diagnosis {
 	for _, f := range redisFindings {
 		d.Checks = append(d.Checks, Check{storeRedis, f})
 	}
+	for _, f := range brokerFindings {
+		// Where both are one place, what is good there is said once.
+		if !f.OK || !slices.ContainsFunc(redisFindings, func(r reconciler.Finding) bool { return r.OK && r.Name == f.Name && r.Detail == f.Detail }) {
+			d.Checks = append(d.Checks, Check{storeBroker, f})
+		}
+	}
 	for _, f := range postgresFindings {
 		d.Checks = append(d.Checks, Check{storePostgres, f})
 	}
@@ -82,6 +96,9 @@ func (s *Stores) Diagnose(ctx context.Context) *Diagnosis {
 	}
 	if redisAway {
 		d.Unreachable = append(d.Unreachable, storeRedis)
+	}
+	if brokerAway {
+		d.Unreachable = append(d.Unreachable, storeBroker)
 	}
 	if postgresAway {
 		d.Unreachable = append(d.Unreachable, storePostgres)
@@ -96,6 +113,27 @@ func (s *Stores) checkRedis(ctx context.Context) (findings []reconciler.Finding,
 		away = errors.Is(err, reconciler.ErrUnreachable)
 	}
 	return findings, away
+}
+
+// checkBroker checks the Redis that holds the messages, and whether any queue is found.
+func (s *Stores) checkBroker(ctx context.Context) (findings []reconciler.Finding, away bool) {
+	findings = keyspace.Check(ctx, BrokerOptions(s.config, s.broker, s.Broker, nil))
+	f := reconciler.Finding{Name: "celery queues", OK: true}
+	switch err := s.Broker.Discover(ctx); {
+	case errors.Is(err, reconciler.ErrUnreachable):
+		return findings, true
+	case ctx.Err() != nil:
+		return findings, false // too many keys to find all queues in time
+	case err != nil:
+		f.OK, f.Detail, f.Fix = false, firstLine(err), "allow +scan and +sscan for the user of redis.broker_url"
+	case len(s.Broker.Lists()) == 0:
+		f.OK, f.Advice = false, true
+		f.Detail = "no queue is found: no bindings of kombu under the prefix " + strconv.Quote(s.config.Celery.GlobalKeyprefix)
+		f.Fix = "compare redis.broker_url and celery.global_keyprefix with Celery's settings; before the first task is sent there is none"
+	default:
+		f.Detail = fmt.Sprintf("%d lists, priorities included", len(s.Broker.Lists()))
+	}
+	return append(findings, f), false
 }
 
 func (s *Stores) checkPostgres(ctx context.Context) (findings []reconciler.Finding, away bool) {

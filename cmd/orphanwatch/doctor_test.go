@@ -25,7 +25,7 @@ func TestDoctorNames(t *testing.T) {
 	s.expect(exitError, []string{"run"}, "wal_level: wal_level is replica, not logical", "fix: "+walFix)
 
 	// --fix mends Redis and leaves PostgreSQL, which it cannot.
-	s.expect(exitFindings, []string{"doctor", "--fix"}, "done: CONFIG SET notify-keyspace-events 'K$'", walFix, `notify-keyspace-events is "$K"`)
+	s.expect(exitFindings, []string{"doctor", "--fix"}, "done: CONFIG SET notify-keyspace-events 'K$'", "done: CONFIG SET notify-keyspace-events '$KEls'", walFix)
 }
 
 func TestDoctorFix(t *testing.T) {
@@ -39,18 +39,18 @@ func TestDoctorFix(t *testing.T) {
 			t.Errorf("not a recommendation: %s", line)
 		}
 	}
-	s.with("ORPHANWATCH_REDIS_CONFIGURE=never").expect(exitFindings, []string{"doctor", "--fix"}, "done: CREATE PUBLICATION", "writes of results are not announced")
+	s.with("ORPHANWATCH_REDIS_CONFIGURE=never").expect(exitFindings, []string{"doctor", "--fix"}, "done: CREATE PUBLICATION", "writes of results are not announced", "new messages are not announced")
 	s.expect(exitOK, []string{"doctor", "--fix"}, "done: CONFIG SET notify-keyspace-events 'xEK$'", "0 to mend")
 	have, err := s.client.ConfigGet(t.Context(), flags).Result()
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, flag := range "ExK$" {
+	for _, flag := range "ExK$ls" {
 		if !strings.ContainsRune(have[flags], flag) {
 			t.Errorf("flags are %q: %c is missing", have[flags], flag)
 		}
 	}
-	s.expect(exitOK, []string{"doctor"}, "nobody reads slot", "0 to mend", "2 recommended")
+	s.expect(exitOK, []string{"doctor"}, "nobody reads slot", "no queue is found", "0 to mend", "3 recommended")
 	s.expect(exitOK, []string{"doctor", "--fix"}, "nothing that --fix may mend")
 
 	var d struct {
@@ -69,7 +69,7 @@ func TestDoctorFix(t *testing.T) {
 			seen[name] = true
 		}
 	}
-	for _, name := range []string{"redis redis keyspace events", "postgres wal_level", "postgres table public.scan_tasks", "postgres same database"} {
+	for _, name := range []string{"redis redis keyspace events", "broker celery queues", "postgres wal_level", "postgres table public.scan_tasks", "postgres same database"} {
 		if !seen[name] {
 			t.Errorf("%s is not checked: %v", name, seen)
 		}
