@@ -133,7 +133,8 @@ func (s *search) take(batch []Message) error {
 }
 
 // keep adds a message to what was found, once: a sweep may meet it again.
-func (s *search) keep(u *unit, m *Message) {
+func (s *search) keep(u *unit, of *Message) {
+	m := new(*of) // not the others of its batch
 	for i := range u.found.Artifacts {
 		if had := u.found.Artifacts[i].Message; had.Place.Tag == m.Place.Tag && had.Place.Kind == m.Place.Kind {
 			u.found.Artifacts[i] = messageArtifact(m) // the newer place

@@ -133,7 +133,7 @@ func NewBroker(c *Config, client BrokerClient) *celery.Broker {
 		Client: client.Client, DB: client.Options().DB, Bindings: Bindings(c), KeyPrefix: c.Celery.GlobalKeyprefix,
 		Queues: c.Celery.Queues, PrioritySteps: c.Celery.PrioritySteps, Sep: c.Celery.Sep,
 		ControlExchange: c.Celery.ControlExchange, Terminate: c.Celery.Terminate,
-		Quarantine: c.Policy.Quarantine, Share: c.Redis.Share / 2, // pulls and looks go on side by side
+		Quarantine: c.Policy.Quarantine, Share: c.Redis.Share,
 	})
 }
 
