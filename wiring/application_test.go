@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -29,6 +31,7 @@ type variant struct {
 	config     map[string]any // Celery's settings
 	prefix     string         // the broker's global_keyprefix
 	separate   bool           // results on another server, in another database
+	restricted bool           // the daemon's user has no more rights than the README says
 	priorities []int          // of queued tasks, in turn
 	daemonEnv  []string
 }
@@ -77,11 +80,32 @@ func newApplication(t *testing.T, v variant) *application {
 		a.celery.Backend = results.DB(3)
 		a.env = append(a.env, "CELERY_BROKER_URL="+a.celery.Broker, "CELERY_RESULT_BACKEND="+a.celery.Backend)
 	}
+	if v.restricted {
+		a.env = append(a.env, "REDIS_URL="+a.restrictedURL())
+	}
 	a.env = append(a.env, v.daemonEnv...)
 	var err error
 	a.producer, err = a.sb.StartProducer(t.Context(), a.celery)
 	require.NoError(t, err)
 	return a
+}
+
+// restrictedURL makes the user of the README, and gives the URL with it.
+func (a *application) restrictedURL() string {
+	a.t.Helper()
+	readme, err := os.ReadFile("../README.md")
+	require.NoError(a.t, err)
+	_, rest, found := strings.Cut(string(readme), "\nACL SETUSER ")
+	require.True(a.t, found)
+	line, _, _ := strings.Cut(rest, "\n")
+	args := []any{"ACL", "SETUSER"}
+	for _, word := range strings.Fields(line) {
+		args = append(args, word)
+	}
+	require.NoError(a.t, a.redis.Do(a.t.Context(), args...).Err())
+	// What is the application's own is none of its business.
+	require.NoError(a.t, a.redis.LPush(a.t.Context(), "private", "x").Err())
+	return "redis://orphanwatch:secret@" + a.sb.Redis.Addr() + "/0"
 }
 
 // work starts a worker with a prefork pool; config is over the application's.

@@ -27,6 +27,7 @@ func TestNoTaskOfADeletedRowRuns(t *testing.T) {
 		{name: "global_keyprefix", prefix: "pre:"},
 		{name: "separate result backend", separate: true},
 		{name: "celery_id", match: byID},
+		{name: "restricted user", restricted: true},
 	} {
 		t.Run(v.name, func(t *testing.T) {
 			t.Parallel()
@@ -70,6 +71,7 @@ func TestNoTaskOfADeletedRowRuns(t *testing.T) {
 			a.awaitLiving(recovery)
 			a.check(recovery, "nothing of the deleted rows to be left", func() error { return a.left(a.idsOf(deleted)) })
 			a.judge(commits)
+			require.NotContains(t, a.daemon.log.String(), "NOPERM")
 		})
 	}
 }

@@ -138,7 +138,7 @@ func (b *Broker) holdMessages(ctx context.Context, pace *pacer, keys []string) (
 			})
 			return err
 		})
-		if err != nil && !wrongType(err) && !errors.Is(err, redis.Nil) {
+		if err != nil && !passedOver(ends) {
 			return out, err
 		}
 		for i, key := range page {
@@ -151,6 +151,18 @@ func (b *Broker) holdMessages(ctx context.Context, pace *pacer, keys []string) (
 		}
 	}
 	return out, nil
+}
+
+// passedOver tells whether nothing has failed but what says that a list is not for
+// us: it is empty or gone, of another type, or one that our user may not read.
+func passedOver(ends []*redis.StringCmd) bool {
+	for _, end := range ends {
+		err := end.Err()
+		if err != nil && !errors.Is(err, redis.Nil) && !wrongType(err) && !redis.IsPermissionError(err) {
+			return false
+		}
+	}
+	return true
 }
 
 // controls tells names of remote control and events: what is in such lists are
