@@ -116,6 +116,24 @@ func (w *jsonWalker) value() (item, error) {
 	}
 }
 
+// fields is the function of that name, without the interface: for that the walker
+// would have to be allocated, for each message.
+func (w *jsonWalker) fields(read func(key string, v item) error) error {
+	for {
+		key, more, err := w.next()
+		if err != nil || !more {
+			return err
+		}
+		v, err := w.value()
+		if err != nil {
+			return err
+		}
+		if err = read(key.name(), v); err != nil {
+			return err
+		}
+	}
+}
+
 func (w *jsonWalker) next() (key item, more bool, err error) {
 	top := w.depth - 1
 	inDict := w.dicts[top>>6]&(1<<(top&63)) != 0

@@ -209,53 +209,28 @@ func (e *parts) read(w *jsonWalker) error {
 	if err != nil || v.kind != dict {
 		return errSyntax
 	}
-	for {
-		key, more, err := w.next()
-		if err != nil || !more {
-			return err
-		}
-		if v, err = w.value(); err != nil {
-			return err
-		}
-		switch key.name() {
+	return w.fields(func(name string, v item) error {
+		switch name {
 		case "body":
 			e.body = v
 		case "content-type":
 			e.contentType = v
 		case "headers":
-			e.headers, e.hasHeaders = headers{}, v.kind == dict
-			if e.hasHeaders {
-				if err = e.headers.read(w); err != nil {
-					return err
-				}
-				continue
+			if e.headers, e.hasHeaders = (headers{}), v.kind == dict; e.hasHeaders {
+				return e.headers.read(w)
 			}
 		case "properties":
-			e.properties, e.hasProperties = properties{}, v.kind == dict
-			if e.hasProperties {
-				if err = e.properties.read(w); err != nil {
-					return err
-				}
-				continue
+			if e.properties, e.hasProperties = (properties{}), v.kind == dict; e.hasProperties {
+				return e.properties.read(w)
 			}
 		}
-		if err = w.skip(v); err != nil {
-			return err
-		}
-	}
+		return w.skip(v)
+	})
 }
 
 func (h *headers) read(w *jsonWalker) error {
-	for {
-		key, more, err := w.next()
-		if err != nil || !more {
-			return err
-		}
-		v, err := w.value()
-		if err != nil {
-			return err
-		}
-		switch key.name() {
+	return w.fields(func(name string, v item) error {
+		switch name {
 		case "id":
 			h.id = v
 		case "task":
@@ -267,23 +242,13 @@ func (h *headers) read(w *jsonWalker) error {
 		case "traceparent":
 			h.traceparent = v
 		}
-		if err = w.skip(v); err != nil {
-			return err
-		}
-	}
+		return w.skip(v)
+	})
 }
 
 func (p *properties) read(w *jsonWalker) error {
-	for {
-		key, more, err := w.next()
-		if err != nil || !more {
-			return err
-		}
-		v, err := w.value()
-		if err != nil {
-			return err
-		}
-		switch key.name() {
+	return w.fields(func(name string, v item) error {
+		switch name {
 		case "delivery_tag":
 			p.tag = v
 		case "body_encoding":
@@ -291,38 +256,22 @@ func (p *properties) read(w *jsonWalker) error {
 		case "priority":
 			p.priority = v
 		case "delivery_info":
-			p.exchange, p.routingKey = false, false
-			if v.kind == dict {
-				if err = p.readInfo(w); err != nil {
-					return err
-				}
-				continue
+			if p.exchange, p.routingKey = false, false; v.kind == dict {
+				return p.readInfo(w)
 			}
 		}
-		if err = w.skip(v); err != nil {
-			return err
-		}
-	}
+		return w.skip(v)
+	})
 }
 
 func (p *properties) readInfo(w *jsonWalker) error {
-	for {
-		key, more, err := w.next()
-		if err != nil || !more {
-			return err
-		}
-		v, err := w.value()
-		if err != nil {
-			return err
-		}
-		switch key.name() {
+	return w.fields(func(name string, v item) error {
+		switch name {
 		case "exchange":
 			p.exchange = true
 		case "routing_key":
 			p.routingKey = true
 		}
-		if err = w.skip(v); err != nil {
-			return err
-		}
-	}
+		return w.skip(v)
+	})
 }
