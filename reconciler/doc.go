@@ -19,6 +19,16 @@
 // A fence has passed once every transaction that ran when the artifacts were seen
 // has ended, and replication is past that moment.
 //
+// Messages are judged by the same function, task by task. They are found by a sweep
+// over the broker (messages.go), and are in another place than the records, so that
+// the order is: record, revoke, message (take.go). What is left or comes again after
+// any crash is known by its record:
+//
+//	found ──▶ row looked up ──▶ decided ──▶ record written, right to revoke granted once
+//	  ▲                                        │
+//	  │ popped, given back, changed            ▼
+//	  └───────────────────────── message taken out ◀── revoked, if a worker may have it
+//
 // The package knows neither HTTP nor a database client: the stores are the
 // interfaces of stores.go.
 package reconciler

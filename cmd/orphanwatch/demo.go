@@ -31,6 +31,7 @@ type demo struct {
 	database string
 	daemon   *demoDaemon
 	worker   *sandbox.Worker   // nil: we write the results ourselves
+	later    *sandbox.Worker   // consumes laterQueue, in the end
 	producer *sandbox.Producer // nil like worker
 }
 
@@ -42,11 +43,13 @@ func (c *cli) demoCommand() *cobra.Command {
 		Short: "Show the whole thing on throw-away servers",
 		Long: `Start a throw-away PostgreSQL and Redis, Celery workers where Python has Celery, and
 the daemon; then insert rows, run their tasks, delete rows one by one and in bulk,
-set orphan keys, kill the daemon with kill -9 and start it again.
+and while their tasks run or wait, set orphan keys, kill the daemon with kill -9 and
+start it again.
 
 In the end every row is compared with its result: exit 0 if each deleted row's
-result is gone (lost: 0) and each living row's is there, byte for byte (wrongly
-removed: 0), else exit 1. No process and no file is left, whatever ends it.`,
+result is gone (lost: 0), each living row's is there, byte for byte (wrongly
+removed: 0), and no task ran that waited when its row was deleted, else exit 1.
+No process and no file is left, whatever ends it.`,
 		Example: `  orphanwatch demo
   orphanwatch demo --keep      # the servers stay until Ctrl-C, to try things`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -83,7 +86,7 @@ func (d *demo) run(ctx context.Context, keep bool, root *cobra.Command) (err err
 		d.keep(ctx, root)
 	}
 	if bad {
-		return d.failed(errors.New("something was lost or wrongly removed"))
+		return d.failed(errors.New("something was lost or wrongly removed, or ran"))
 	}
 	return nil
 }
@@ -129,13 +132,14 @@ func (d *demo) report(v verdict) (bad bool) {
 		p("    %-26s %6d  %s", waveNames[i], len(w.ids), note)
 	}
 	p("  kept     %6d  results of living rows, byte for byte", v.kept)
-	bad = len(v.lost)+len(v.wrong) > 0
+	bad = len(v.lost)+len(v.wrong)+len(v.ran) > 0
 	color := "32"
 	if bad {
 		color = "31"
 	}
 	p("  %s", d.screen.paint(color, fmt.Sprintf("lost: %d", len(v.lost))))
 	p("  %s", d.screen.paint(color, fmt.Sprintf("wrongly removed: %d", len(v.wrong))))
+	p("  %s", d.screen.paint(color, fmt.Sprintf("ran though its row was deleted: %d", len(v.ran))))
 	for _, key := range v.lost[:min(5, len(v.lost))] {
 		p("    left without a row: %s", key)
 	}

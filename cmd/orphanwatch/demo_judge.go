@@ -77,6 +77,7 @@ type verdict struct {
 	removed, kept int
 	lost          []string          // result keys without a row
 	wrong         map[string]string // result keys that went or changed, and must not
+	ran           []string          // rows whose waiting tasks ran after they were deleted
 }
 
 // judge compares both stores as they are, and the books with both: a result key
@@ -135,17 +136,21 @@ func (d *demo) settle(ctx context.Context) (v verdict, err error) {
 	if d.worker != nil {
 		err := sandbox.Await(ctx, "Celery's queue is empty", func() error {
 			waiting, err := d.redis.LLen(ctx, "celery").Result()
-			taken, err2 := d.redis.HLen(ctx, "unacked").Result()
-			if err == nil && err2 == nil && waiting+taken > 0 {
-				err = fmt.Errorf("%d messages wait, %d are with the worker", waiting, taken)
+			later, err2 := d.redis.LLen(ctx, laterQueue).Result()
+			taken, err3 := d.redis.HLen(ctx, "unacked").Result()
+			err = errors.Join(err, err2, err3)
+			if err == nil && waiting+later+taken > 0 {
+				err = fmt.Errorf("%d messages wait, %d are with the workers", waiting+later, taken)
 			}
-			return errors.Join(err, err2)
+			return err
 		})
 		if err != nil {
 			return v, err
 		}
-		if _, err := d.worker.Stop(ctx); err != nil { // waits for the tasks that run
-			return v, err
+		for _, w := range []*sandbox.Worker{d.worker, d.later} {
+			if _, err := w.Stop(ctx); err != nil { // waits for the tasks that run
+				return v, err
+			}
 		}
 	}
 	db, err := d.connect(ctx)
@@ -169,5 +174,9 @@ func (d *demo) settle(ctx context.Context) (v verdict, err error) {
 	if err := sleep(ctx, demoGrace/2); err != nil {
 		return v, err
 	}
-	return d.judge(ctx, db)
+	if v, err = d.judge(ctx, db); err != nil {
+		return v, err
+	}
+	v.ran, err = d.ran(ctx)
+	return v, err
 }

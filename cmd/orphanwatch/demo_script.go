@@ -61,6 +61,9 @@ func (d *demo) script(ctx context.Context) (err error) {
 	if err := d.deleteRunning(ctx, db); err != nil {
 		return err
 	}
+	if err := d.deleteWaiting(ctx, db); err != nil {
+		return err
+	}
 	if err := d.killDaemon(ctx, db); err != nil {
 		return err
 	}

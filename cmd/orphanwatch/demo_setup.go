@@ -88,9 +88,9 @@ func (d *demo) startCelery(ctx context.Context) {
 	var workerErr, producerErr error
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		worker, workerErr = d.sb.StartWorker(ctx, sandbox.WorkerOptions{Pool: "threads", Concurrency: 4})
+		worker, workerErr = d.sb.StartWorker(ctx, sandbox.WorkerOptions{Celery: d.celery(), Pool: "threads", Concurrency: 4})
 	})
-	wg.Go(func() { producer, producerErr = d.sb.StartProducer(ctx, sandbox.Celery{}) })
+	wg.Go(func() { producer, producerErr = d.sb.StartProducer(ctx, d.celery()) })
 	wg.Wait()
 	for _, err := range []error{workerErr, producerErr} {
 		if err != nil {

@@ -19,11 +19,12 @@ const (
 	inBulk
 	whileDead
 	whileRunning
+	whileWaiting
 	orphanKeys
 	numWaves
 )
 
-var waveNames = [numWaves]string{"deleted one by one", "deleted in bulk", "deleted around a kill -9", "deleted while the task ran", "orphan keys, no row"}
+var waveNames = [numWaves]string{"deleted one by one", "deleted in bulk", "deleted around a kill -9", "deleted while the task ran", "deleted while it waited", "orphan keys, no row"}
 
 type wave struct {
 	ids  []string

@@ -57,7 +57,10 @@ type Broker struct {
 	exchanges map[string][]bound
 	unbound   map[string]bool
 	// lists are the keys of all lists that are known, sorted.
-	lists  []string
+	lists []string
+	// news are keys that events named and that are no known list: a sweep looks at
+	// them first.
+	news   map[string]struct{}
 	states map[string]*listState
 }
 
@@ -94,7 +97,7 @@ func NewBroker(o BrokerOptions) *Broker {
 	b := &Broker{
 		pacer:  newPacer(share(o.Share), brokerBurst),
 		client: o.Client, options: o, reader: NewReader(o.Bindings), keys: NewKeys("", o.Bindings), seed: maphash.MakeSeed(), near: pullNear,
-		exchanges: map[string][]bound{}, unbound: map[string]bool{}, states: map[string]*listState{},
+		exchanges: map[string][]bound{}, unbound: map[string]bool{}, news: map[string]struct{}{}, states: map[string]*listState{},
 	}
 	b.relist()
 	return b

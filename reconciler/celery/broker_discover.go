@@ -256,6 +256,36 @@ func (b *Broker) Lists() []string {
 	return slices.Clone(b.lists)
 }
 
+// maxNews bounds the keys that wait to be looked at.
+const maxNews = 10_000
+
+// announce notes a key that an event named: should it be a new queue's, the next
+// sweep must not miss it.
+func (b *Broker) announce(key string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if _, known := slices.BinarySearch(b.lists, key); !known && len(b.news) < maxNews {
+		b.news[key] = struct{}{}
+	}
+}
+
+// learn looks at what was announced.
+func (b *Broker) learn(ctx context.Context) error {
+	b.mu.Lock()
+	news := b.news
+	b.news = map[string]struct{}{}
+	b.mu.Unlock()
+	for key := range news {
+		if _, err := b.changed(ctx, key); err != nil {
+			for key := range news {
+				b.announce(key)
+			}
+			return err
+		}
+	}
+	return nil
+}
+
 // changed is told of a key that an event named, and tells whether it is a list with
 // messages. Of an exchange it reads the bindings again.
 func (b *Broker) changed(ctx context.Context, key string) (list bool, err error) {

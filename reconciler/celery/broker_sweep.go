@@ -27,6 +27,9 @@ func (b *Broker) Sweep(ctx context.Context, yield func([]reconciler.Message) err
 			return err
 		}
 	}
+	if err := b.learn(ctx); err != nil {
+		return err
+	}
 	pace := b.pace()
 	unreadable, err := b.sweepUnacked(ctx, pace, yield)
 	if err != nil {
@@ -282,6 +285,7 @@ func (b *Broker) returned(ctx context.Context, list string, yield func([]reconci
 // AppendLooks appends what an event of a key says: that something is new in a list.
 // With Patterns it makes the broker's keys what package keyspace watches.
 func (b *Broker) AppendLooks(to []reconciler.Look, key string) []reconciler.Look {
+	b.announce(key)
 	return append(to, reconciler.Look{Subject: reconciler.Subject{Kind: reconciler.QueueList, ID: key}})
 }
 

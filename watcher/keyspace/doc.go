@@ -1,4 +1,5 @@
-// Package keyspace watches Redis for result and companion keys that appear.
+// Package keyspace watches Redis for result and companion keys that appear, and for
+// lists of the broker in which messages appear: two kinds of one source (kind.go).
 //
 // Invariant: from the call of ready on, each write of a watched key is either
 // offered to the sink or followed by a gap. The pub/sub of Redis delivers at most
