@@ -25,8 +25,8 @@ type DaemonStatus struct {
 	Pass reconciler.Pass `json:"pass"`
 	// Transactions that are open and hold removals.
 	Transactions []string `json:"transactions,omitempty"`
-	// Messages is the state of the broker's lists.
-	Messages MessageStatus `json:"broker"`
+	// Broker is the state of its lists.
+	Broker MessageStatus `json:"broker"`
 	// Held counts orphans of the last pass by binding and by what holds them.
 	Held map[string]int64 `json:"held,omitempty"`
 }
@@ -185,7 +185,7 @@ func (d *Desk) Status(s watcher.Status) DaemonStatus {
 	out := DaemonStatus{
 		Status: s, Instance: d.Instance, Version: d.Version, At: time.Now(),
 		Guard: d.Reconciler.Guard.Tripped(), Pass: d.Reconciler.Progress(), Held: map[string]int64{},
-		Messages: MessageStatus{Lists: len(d.Broker.Lists()), Unreadable: d.Broker.Unreadable(), Tombstones: d.Broker.Tombstones()},
+		Broker: MessageStatus{Lists: len(d.Broker.Lists()), Unreadable: d.Broker.Unreadable(), Tombstones: d.Broker.Tombstones()},
 	}
 	if s.Queue.Waiting[reconciler.HeldByTransactions] > 0 {
 		for _, t := range d.Reconciler.Waiting() {

@@ -26,6 +26,10 @@ type Report struct {
 	RedisError     string     `json:"redis_error,omitempty"`
 	RedisInfo      *RedisInfo `json:"redis_info"`
 
+	// BrokerConnected is of the Redis that holds the messages; it may be the same.
+	BrokerConnected bool   `json:"broker_connected"`
+	BrokerError     string `json:"broker_error,omitempty"`
+
 	DatabaseConnected bool         `json:"database_connected"`
 	DatabaseError     string       `json:"database_error,omitempty"`
 	Tables            []TableCount `json:"tables"`
@@ -110,6 +114,13 @@ func (s *Stores) Inspect(ctx context.Context) *Report {
 		r.RedisConnected = true
 	})
 	wg.Go(func() {
+		if err := s.broker.Ping(ctx).Err(); err != nil {
+			r.BrokerError = firstLine(err)
+			return
+		}
+		r.BrokerConnected = true
+	})
+	wg.Go(func() {
 		if err := s.inspectPostgres(ctx, r); err != nil {
 			r.DatabaseError = err.Error()
 			return
@@ -128,8 +139,10 @@ func (r *Report) conclude() {
 		for _, held := range leader.Held {
 			n += held
 		}
-		for _, waiting := range leader.Queue.Waiting {
-			n += int64(waiting)
+		for _, queue := range []watcher.Stats{leader.Queue, leader.Messages} {
+			for _, waiting := range queue.Waiting {
+				n += int64(waiting)
+			}
 		}
 		r.OrphanedTasks = &n
 		r.Guard = leader.Guard

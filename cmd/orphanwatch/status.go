@@ -36,7 +36,7 @@ exits 5; no question takes longer than 3 s.`,
 			} else {
 				err = c.printStatus(r)
 			}
-			if err == nil && (!r.RedisConnected || !r.DatabaseConnected) {
+			if err == nil && (!r.RedisConnected || !r.BrokerConnected || !r.DatabaseConnected) {
 				return exitCode(exitUnreachable)
 			}
 			return err
@@ -72,6 +72,9 @@ func (c *cli) statusStores(l *statusLines, r *wiring.Report) {
 	}
 	if !r.RedisConnected {
 		l.add("Redis", "%s: %s", c.bad("away"), oneLine(r.RedisError))
+	}
+	if !r.BrokerConnected && (r.RedisConnected || r.BrokerError != r.RedisError) {
+		l.add("Broker", "%s: %s", c.bad("away"), oneLine(r.BrokerError))
 	}
 	if !r.DatabaseConnected {
 		l.add("PostgreSQL", "%s: %s", c.bad("away"), oneLine(r.DatabaseError))
@@ -146,6 +149,9 @@ func (c *cli) statusTasks(l *statusLines, r *wiring.Report) {
 	for _, by := range slices.Sorted(maps.Keys(leader.Queue.Waiting)) {
 		l.add("", "%d wait: %s", leader.Queue.Waiting[by], why(string(by)))
 	}
+	for _, by := range slices.Sorted(maps.Keys(leader.Messages.Waiting)) {
+		l.add("", "messages of %d wait: %s", leader.Messages.Waiting[by], why(string(by)))
+	}
 }
 
 // why says what a reason means, and what ends it.
@@ -161,6 +167,7 @@ func why(heldBy string) string {
 		"policy":       "policy.remove",
 		"pause":        "removals are paused",
 		"restore":      "restored, and held from being removed again",
+		"chord":        "a chord needs them (policy.chords)",
 		"change":       "they are changing",
 		"error":        "an error; it is tried again",
 	}[heldBy]
@@ -224,6 +231,10 @@ func (c *cli) statusDaemon(l *statusLines, d *wiring.DaemonStatus, now time.Time
 		l.add("", "source %s: %s", source, join(", ", state, h.Mode, oneLine(h.Err)))
 	}
 	l.add("Queue", "%d pending, %d of them on a delete that was seen; the oldest waits %s", d.Queue.Pending, d.Queue.Strong, span(time.Duration(d.Queue.Oldest*float64(time.Second))))
+	l.add("Messages", "%d pending, %d of them on a delete that was seen; the oldest waits %s", d.Messages.Pending, d.Messages.Strong, span(time.Duration(d.Messages.Oldest*float64(time.Second))))
+	if b := d.Broker; b.Unreadable+b.Tombstones > 0 {
+		l.add("", "%d lists of queues; %d elements that are no messages, left alone; %d tombstones", b.Lists, b.Unreadable, b.Tombstones)
+	}
 	for _, t := range d.Transactions {
 		l.add("", "held by %s", t)
 	}
@@ -245,7 +256,7 @@ func (c *cli) statusPass(l *statusLines, d *wiring.DaemonStatus, now time.Time) 
 		when = fmt.Sprintf("%s, %s ago, took %s", p.Stage, span(now.Sub(p.Ended)), p.Ended.Sub(p.Started).Round(time.Millisecond))
 	}
 	l.add("Last pass", "%s (%s)", when, p.Reason)
-	counts := fmt.Sprintf("scanned %d: %d without a row, %d deleted", p.Scanned, p.Orphans, p.Deleted)
+	counts := fmt.Sprintf("scanned %d keys and %d messages: %d without a row, %d deleted", p.Scanned, p.Messages, p.Orphans, p.Deleted)
 	if p.Unknown > 0 {
 		counts += fmt.Sprintf(", %d unknown", p.Unknown)
 	}
