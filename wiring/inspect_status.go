@@ -139,10 +139,8 @@ func (r *Report) conclude() {
 		for _, held := range leader.Held {
 			n += held
 		}
-		for _, queue := range []watcher.Stats{leader.Queue, leader.Messages} {
-			for _, waiting := range queue.Waiting {
-				n += int64(waiting)
-			}
+		for _, waiting := range leader.Queue.Waiting { // those of Messages are of the same tasks
+			n += int64(waiting)
 		}
 		r.OrphanedTasks = &n
 		r.Guard = leader.Guard

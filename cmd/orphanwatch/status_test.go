@@ -43,7 +43,7 @@ func TestStatusWithDaemon(t *testing.T) {
 	s.daemon()
 	s.expect(exitOK, []string{"status"},
 		"leader since", "epoch 1", "source postgres: connected", "source redis: connected, keyspace events",
-		"read by pid", "reserved", "Last pass", "(start)", "scanned 1: 0 without a row", "none known", "Queue")
+		"read by pid", "reserved", "Last pass", "(start)", "scanned 1 keys and 0 messages: 0 without a row", "none known", "Queue")
 
 	s.expect(exitOK, []string{"pause"}, "removals are paused, by ")
 	s.exec("DELETE FROM scan_tasks")
