@@ -124,7 +124,8 @@ func (b *Broker) readBinding(ctx context.Context, pace *pacer, key string) ([]bo
 	}
 }
 
-// holdMessages are those of the lists whose first or last element is a message.
+// holdMessages are those of the lists whose first or last element is a message. A
+// key that is no list by now, or that our user may not read, is none.
 func (b *Broker) holdMessages(ctx context.Context, pace *pacer, keys []string) ([]string, error) {
 	var out []string
 	for page := range slices.Chunk(keys, 20) {
@@ -138,8 +139,12 @@ func (b *Broker) holdMessages(ctx context.Context, pace *pacer, keys []string) (
 			})
 			return err
 		})
-		if err != nil && !wrongType(err) && !errors.Is(err, redis.Nil) {
-			return out, err
+		if err != nil {
+			for _, end := range ends { // the first error is not all of them
+				if err := end.Err(); err != nil && !wrongType(err) && !errors.Is(err, redis.Nil) && !redis.IsPermissionError(err) {
+					return out, err
+				}
+			}
 		}
 		for i, key := range page {
 			if complete(ends[2*i].Val()) || complete(ends[2*i+1].Val()) {
