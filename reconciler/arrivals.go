@@ -33,6 +33,9 @@ func (r *Reconciler) LookAtMessages(ctx context.Context, scan MessageScan, onlyD
 	return deleted, l.full(ctx)
 }
 
+// lookBytes is how much of messages is held until they are compared.
+const lookBytes = 8 << 20
+
 // messageLook finds the messages that may be orphans.
 type messageLook struct {
 	r           *Reconciler
@@ -41,6 +44,7 @@ type messageLook struct {
 	full func(ctx context.Context) error
 
 	messages []Message
+	bytes    int
 	living   int
 	suspects []confirmedSuspect
 	// dropped and unknown are as those of a comparison.
@@ -53,9 +57,10 @@ func (l *messageLook) run(ctx context.Context, scan MessageScan) error {
 		for i := range batch {
 			if m := &batch[i]; l.wanted(m) {
 				l.messages = append(l.messages, *m)
+				l.bytes += len(m.Place.Envelope) + len(m.Place.Held)
 			}
 		}
-		if len(l.messages) < lookBatch {
+		if len(l.messages) < lookBatch && l.bytes < lookBytes {
 			return nil
 		}
 		return l.compare(ctx)
@@ -111,7 +116,7 @@ func (l *messageLook) compare(ctx context.Context) error {
 		}
 	}
 	clear(l.messages)
-	l.messages = l.messages[:0]
+	l.messages, l.bytes = l.messages[:0], 0
 	if l.full != nil && len(l.suspects) >= lookBatch {
 		return l.full(ctx)
 	}

@@ -18,9 +18,10 @@ type unit struct {
 	row   RowState
 	// sees: every deletion is visible to the rows; prompt: all were committed just now.
 	sees, prompt bool
-	// mayRun is of a task whose messages are looked at; more: there were more of them
-	// than one sweep holds.
-	mayRun, more bool
+	// mayRun is of a task whose messages are looked at.
+	mayRun bool
+	// more are those of its messages, by their tags alone, that a sweep had no room for.
+	more []Artifact
 
 	situation Situation
 	decision  Decision

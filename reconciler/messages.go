@@ -3,6 +3,7 @@ package reconciler
 import (
 	"context"
 	"fmt"
+	"strings"
 )
 
 // maxFound bounds, in bytes, the messages that one sweep holds; what is over it
@@ -140,10 +141,12 @@ func (s *search) keep(u *unit, m *Message) {
 			return
 		}
 	}
-	if s.bytes += len(m.Place.Envelope) + len(m.Place.Held); s.bytes > maxFound {
-		u.more = true
+	size := len(m.Place.Envelope) + len(m.Place.Held)
+	if s.bytes > 0 && s.bytes+size > maxFound {
+		u.more = append(u.more, messageArtifact(&Message{Place: Place{Tag: strings.Clone(m.Place.Tag)}}))
 		return
 	}
+	s.bytes += size
 	u.found.Artifacts = append(u.found.Artifacts, messageArtifact(m))
 }
 
@@ -167,7 +170,9 @@ func (r *Reconciler) lookTasks(ctx context.Context, works []*Work, units []*unit
 		u.found.Artifacts = append(messages, found[i].Artifacts...)
 		u.look.Refs = r.refsOf(u)
 		u.found.Artifacts = messages // the keys are another work's
-		u.mayRun = !ended && !found[i].Revoked
+		// R9: not one that was taken out of a queue, unless another message of it was missed.
+		_, missed := u.work.missed[u.look.Subject]
+		u.mayRun = !ended && !found[i].Revoked && (len(messages) > 0 || missed || !found[i].Taken)
 	}
 	return r.lookRows(ctx, works, units, spans)
 }

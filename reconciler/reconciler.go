@@ -213,13 +213,13 @@ func (r *Reconciler) judge(ctx context.Context, term Term, works []*Work, verdic
 	}
 	err = errors.Join(
 		r.remove(ctx, term, units, verdicts, spans),
-		r.takeMessages(ctx, term, units, verdicts, spans),
+		r.takeMessages(ctx, term, works, units, verdicts, spans),
 		r.revive(ctx, units),
 		r.fence(ctx, unfenced(units)), // without one, the next look takes it
 	)
 	for _, u := range units {
-		switch acts := u.decision.Outcome == OutcomeRemoved || u.decision.Revoke; {
-		case !acts:
+		switch {
+		case !u.acts():
 			verdicts[u.of].merge(Verdict{Decision: u.decision})
 		case !u.done && err != nil:
 			verdicts[u.of].merge(failed(err, works[u.of].Attempts+1))
@@ -241,7 +241,7 @@ func (r *Reconciler) judge(ctx context.Context, term Term, works []*Work, verdic
 func (r *Reconciler) notice(works []*Work, units []*unit) {
 	found := make([][]Artifact, len(works))
 	for _, u := range units {
-		found[u.of] = append(found[u.of], u.found.Artifacts...)
+		found[u.of] = append(append(found[u.of], u.found.Artifacts...), u.more...)
 	}
 	for i, w := range works {
 		if w.Subject.Kind.OfMessages() {
@@ -328,7 +328,7 @@ func (r *Reconciler) situation(term Term, u *unit, now time.Time) Situation {
 		Attempts:   w.Attempts,
 		Age:        now.Sub(w.since), Fence: fenceState(w.Fence), Behind: w.Fence != nil && term.Position() < w.Fence.At(),
 		FirstPass: r.firstPass.Load(), Foreign: r.foreign.Load(), Guard: guard, GuardAll: guardAll, Accepted: w.Accepted,
-		MayRun: u.mayRun,
+		MayRun: u.mayRun, More: len(u.more) > 0,
 	}
 }
 
