@@ -369,3 +369,16 @@ func TestLooksLetLargeMessagesGo(t *testing.T) {
 	require.NoError(t, err)
 	require.LessOrEqual(t, most, 16<<20)
 }
+
+// Messages of one task that name one row and another by turns do not fill what is
+// remembered of a row.
+func TestSeenHoldsATaskOfARowOnce(t *testing.T) {
+	s := NewSeen(100, time.Hour, time.Now)
+	for range 2 * maxTasksOfRow {
+		s.Note("a", "scan", []RowRef{{0, "1"}})
+		s.Note("a", "scan", []RowRef{{0, "1"}, {0, "2"}})
+	}
+	s.Note("b", "scan", []RowRef{{0, "1"}})
+	require.Equal(t, []string{"a", "b"}, s.TasksOf(RowRef{0, "1"}))
+	require.Equal(t, []string{"a"}, s.TasksOf(RowRef{0, "2"}))
+}

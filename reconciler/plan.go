@@ -291,8 +291,8 @@ func attributed(s Situation, a Artifact, deletedIn BindingSet) (known, mine bool
 				return true, true
 			}
 		case !s.Row.Candidates.Has(i):
-		case open && !b.Exclusive:
-		case a.Message != nil && len(b.Names) == 0:
+		case open: // that all tasks here are of this binding does not tell of which row
+		case a.Message != nil && (len(b.Names) == 0 || a.Name == ""):
 			known = false // R7: absence is no evidence for a message of any name
 		case a.Name != "":
 			// An id that is in no column says nothing by itself: every other task's is not either.
