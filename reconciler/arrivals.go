@@ -101,7 +101,7 @@ func (l *messageLook) compare(ctx context.Context) error {
 	var of []int
 	for i, s := range answer.States {
 		if s.Exists {
-			l.living++
+			l.lives(&l.messages[i])
 			continue
 		}
 		absent, of = append(absent, looks[i]), append(of, i)
@@ -121,6 +121,19 @@ func (l *messageLook) compare(ctx context.Context) error {
 		return l.full(ctx)
 	}
 	return nil
+}
+
+// lives counts a message of a living row: for a pass each time that it is met, and else
+// once, since without events all are met each second, and orphans are not.
+func (l *messageLook) lives(m *Message) {
+	if l.full != nil {
+		once := Subject{Kind: TaskMessages, ID: m.ID + m.Place.Tag}
+		if l.r.met.Has(once) {
+			return
+		}
+		l.r.met.Add(once)
+	}
+	l.living++
 }
 
 func (l *messageLook) suspect(m *Message, look Look, record Found, row RowState) {

@@ -382,3 +382,19 @@ func TestSeenHoldsATaskOfARowOnce(t *testing.T) {
 	require.Equal(t, []string{"a", "b"}, s.TasksOf(RowRef{0, "1"}))
 	require.Equal(t, []string{"a"}, s.TasksOf(RowRef{0, "2"}))
 }
+
+// Where nothing tells of new messages, all are looked at each second: those of living
+// rows must not outweigh orphans, which are counted once.
+func TestTheGuardCountsALivingMessageOnce(t *testing.T) {
+	l := newLab(t, named)
+	for i := range 20 {
+		id := fmt.Sprint(i)
+		l.queue(id, "scan")
+		l.living[id] = true
+	}
+	for range 100 {
+		_, err := l.LookAtMessages(t.Context(), labMessages{l}.Sweep, false, func(context.Context, []Suspect) error { return nil })
+		require.NoError(t, err)
+	}
+	require.True(t, l.Guard.ObserveEvents(60, 60), "60 of 80 tasks look orphaned")
+}

@@ -73,6 +73,8 @@ type Reconciler struct {
 	byArgument, byID bool
 	revokes          *revokes
 	seen             *Seen
+	// met are messages of living rows that the guard has counted, by their ids and tags.
+	met *Memory
 
 	firstPass atomic.Bool
 	foreign   atomic.Bool
@@ -88,7 +90,7 @@ func New(o Options) (*Reconciler, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	r := &Reconciler{Options: o, revokes: newRevokes(), seen: NewSeen(seenLimit, seenAge, o.Now)}
+	r := &Reconciler{Options: o, revokes: newRevokes(), seen: NewSeen(seenLimit, seenAge, o.Now), met: NewMemory(seenLimit)}
 	for _, b := range o.Bindings {
 		r.byArgument = r.byArgument || b.ByArgument()
 		r.byID = r.byID || b.CeleryID || len(b.Columns) > 0

@@ -66,7 +66,7 @@ func (s *Seen) Note(id, name string, rows []RowRef) {
 	refs := cloneRefs(rows)
 	s.new.tasks[id] = SeenTask{Name: strings.Clone(name), Refs: refs}
 	for _, r := range refs {
-		if ids := s.new.rows[r]; len(ids) < maxTasksOfRow && !(ok && slices.Contains(ids, id)) {
+		if ids := s.new.rows[r]; len(ids) < maxTasksOfRow && (!ok || !slices.Contains(ids, id)) {
 			s.new.rows[r] = append(ids, id)
 		}
 	}
