@@ -91,7 +91,7 @@ func (l *messageLook) compare(ctx context.Context) error {
 	}
 	looks := make([]Look, len(l.messages))
 	for i := range l.messages {
-		looks[i] = Look{Subject: l.messages[i].task(), Refs: l.messages[i].Refs}
+		looks[i] = l.messages[i].look()
 	}
 	answer, err := r.Rows.Look(ctx, looks)
 	if err != nil {
@@ -163,7 +163,7 @@ func (l *messageLook) again(ctx context.Context) error {
 		page := l.suspects[from:min(from+lookBatch, len(l.suspects))]
 		looks := make([]Look, len(page))
 		for i, s := range page {
-			looks[i] = Look{Subject: s.Subject.Owner(), Refs: s.Refs}
+			looks[i] = Look{Subject: s.Subject.Owner(), Spelling: s.Spelling, Refs: s.Refs}
 		}
 		answer, err := l.r.Rows.Look(ctx, looks)
 		if err != nil {

@@ -114,7 +114,7 @@ func (r *Reconciler) chordBodies(units []*unit) []chordBody {
 			}
 			a.Left = true
 			if b := a.Message.Body; b != nil {
-				look := Look{Subject: TaskSubject(b.ID), Refs: b.Refs}
+				look := taskLook(b.ID, b.Refs)
 				bodies = append(bodies, chordBody{look, a, r.remembers(look) || r.deletes(u.work, look)})
 			}
 		}

@@ -15,7 +15,7 @@ const maxFound = 64 << 20
 func (r *Reconciler) findMessages(ctx context.Context, term Term, works []*Work, spans []*workSpan) ([]*unit, error) {
 	var known, rest []*unit
 	for i, w := range works {
-		u := &unit{of: i, work: w, look: Look{Subject: w.Subject.Owner()}}
+		u := &unit{of: i, work: w, look: Look{Subject: w.Subject.Owner(), Spelling: w.Spelling}}
 		if len(w.Deletions) > 0 || len(w.Messages) == 0 {
 			rest = append(rest, u)
 			continue
@@ -32,7 +32,7 @@ func (r *Reconciler) findMessages(ctx context.Context, term Term, works []*Work,
 	for _, u := range known {
 		u.work.noticeMessages(u.found.Artifacts, r.Now())
 		if Decide(r.situation(term, u, r.Now())).Outcome == OutcomeRemoved {
-			rest = append(rest, &unit{of: u.of, work: u.work, look: Look{Subject: u.look.Subject}})
+			rest = append(rest, &unit{of: u.of, work: u.work, look: Look{Subject: u.look.Subject, Spelling: u.look.Spelling}})
 			continue
 		}
 		units = append(units, u)
@@ -122,15 +122,25 @@ func (s *search) take(batch []Message) error {
 		s.r.seen.Add(m)
 		id := CanonicalID(m.ID)
 		if u, ok := s.tasks[id]; ok {
+			u.spell(m)
 			s.keep(u, m)
 		}
 		for _, ref := range m.Refs {
 			if row, ok := s.rows[ref]; ok {
-				s.keep(s.unitOf(ref, row, id), m)
+				u := s.unitOf(ref, row, id)
+				u.spell(m)
+				s.keep(u, m)
 			}
 		}
 	}
 	return nil
+}
+
+// spell notes how a message writes its id, where that is not as usual.
+func (u *unit) spell(m *Message) {
+	if u.look.Spelling == "" {
+		u.look.Spelling = m.look().Spelling
+	}
 }
 
 // keep adds a message to what was found, once: a sweep may meet it again.

@@ -81,7 +81,7 @@ func (l labRows) Look(_ context.Context, ls []Look) (RowLook, error) {
 			if binding.CeleryID && look.Subject.Kind == Task {
 				states[i].Candidates = states[i].Candidates.With(b)
 				states[i].Keyed = states[i].Keyed.With(b)
-				states[i].Exists = states[i].Exists || l.living[look.Subject.ID]
+				states[i].Exists = states[i].Exists || l.living[look.Subject.ID] || l.living[look.Spelling]
 			}
 			if look.Subject.Kind == Row && look.Subject.Binding == b {
 				states[i].Candidates = states[i].Candidates.With(b)
@@ -397,4 +397,31 @@ func TestTheGuardCountsALivingMessageOnce(t *testing.T) {
 		require.NoError(t, err)
 	}
 	require.True(t, l.Guard.ObserveEvents(60, 60), "60 of 80 tasks look orphaned")
+}
+
+// A row whose key is a text may be a UUID in any spelling, which is then its task's.
+func TestAMessageIsLookedUpAsItIsWritten(t *testing.T) {
+	const id = "0A1b2C3d-0000-4000-8000-00000000002a"
+	l := newLab(t, named)
+	l.living[id] = true
+	l.queue(id, "scan")
+	var suspects []Suspect
+	_, err := l.LookAtMessages(t.Context(), labMessages{l}.Sweep, false, func(_ context.Context, s []Suspect) error {
+		suspects = append(suspects, s...)
+		return nil
+	})
+	require.NoError(t, err)
+	require.Empty(t, suspects)
+
+	// It is inserted after the first look.
+	delete(l.living, id)
+	_, err = l.LookAtMessages(t.Context(), labMessages{l}.Sweep, false, func(_ context.Context, s []Suspect) error {
+		suspects = append(suspects, s...)
+		return nil
+	})
+	require.NoError(t, err)
+	require.Len(t, suspects, 1)
+	l.living[id] = true
+	verdicts := l.run(&Work{Subject: suspects[0].Subject, Spelling: suspects[0].Spelling, Trigger: ByEvent, Messages: []*Message{suspects[0].Message}})
+	require.Equal(t, OutcomeKept, verdicts[0].Outcome)
 }
