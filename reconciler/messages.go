@@ -11,12 +11,13 @@ import (
 const maxFound = 64 << 20
 
 // findMessages looks for the messages of works. Those that would not be removed by
-// what is known of them are judged on that; one sweep over the broker serves the rest.
+// what is known of them, or wait for transactions still, are judged on that; one sweep
+// over the broker serves the rest.
 func (r *Reconciler) findMessages(ctx context.Context, term Term, works []*Work, spans []*workSpan) ([]*unit, error) {
 	var known, rest []*unit
 	for i, w := range works {
 		u := &unit{of: i, work: w, look: Look{Subject: w.Subject.Owner(), Spelling: w.Spelling}}
-		if len(w.Deletions) > 0 || len(w.Messages) == 0 {
+		if !w.waits() && (len(w.Deletions) > 0 || len(w.Messages) == 0) {
 			rest = append(rest, u)
 			continue
 		}
@@ -31,7 +32,8 @@ func (r *Reconciler) findMessages(ctx context.Context, term Term, works []*Work,
 	units := known[:0]
 	for _, u := range known {
 		u.work.noticeMessages(u.found.Artifacts, r.Now())
-		if Decide(r.situation(term, u, r.Now())).Outcome == OutcomeRemoved {
+		d := Decide(r.situation(term, u, r.Now()))
+		if d.Outcome == OutcomeRemoved || len(u.work.Deletions) > 0 && d.HeldBy != HeldByTransactions {
 			rest = append(rest, &unit{of: u.of, work: u.work, look: Look{Subject: u.look.Subject, Spelling: u.look.Spelling}})
 			continue
 		}

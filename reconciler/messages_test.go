@@ -31,6 +31,8 @@ type lab struct {
 	// popped are ids whose messages a worker takes just before they are pulled.
 	popped map[string]bool
 	xmax   uint64
+	// running are open transactions.
+	running []Transaction
 }
 
 func newLab(t testing.TB, bindings ...Binding) *lab {
@@ -100,7 +102,9 @@ func (l labRows) Look(_ context.Context, ls []Look) (RowLook, error) {
 	return RowLook{Snapshot: Snapshot{Xmin: l.xmax, Xmax: l.xmax, At: time.Now()}, States: states}, nil
 }
 
-func (l labRows) Running(context.Context) (Running, error) { return Running{Asked: time.Now()}, nil }
+func (l labRows) Running(context.Context) (Running, error) {
+	return Running{Asked: time.Now(), Virtual: l.running}, nil
+}
 
 func (l labRows) EmptyTables(context.Context) (BindingSet, error) { return 0, nil }
 func (l labRows) Reset()                                          {}
@@ -424,4 +428,29 @@ func TestAMessageIsLookedUpAsItIsWritten(t *testing.T) {
 	l.living[id] = true
 	verdicts := l.run(&Work{Subject: suspects[0].Subject, Spelling: suspects[0].Spelling, Trigger: ByEvent, Messages: []*Message{suspects[0].Message}})
 	require.Equal(t, OutcomeKept, verdicts[0].Outcome)
+}
+
+// While a transaction is open that may be inserting the row again, nothing is swept:
+// it may be open for very long.
+func TestWhatWaitsForTransactionsDoesNotSweep(t *testing.T) {
+	l := newLab(t, both)
+	l.running = []Transaction{{ID: "3/7"}}
+	l.queue("7", "scan", RowRef{0, "7"})
+	late := l.deleted(0, "7")
+	late.Commit.Time = time.Now().Add(-time.Minute)
+	task, row := strong(TaskSubject("7").Messages(), late), strong(RowSubject(0, "7").Messages(), late)
+	unseen := strong(TaskSubject("8").Messages(), late)
+	for range 10 {
+		for _, v := range l.run(task, row, unseen) {
+			require.Equal(t, HeldByTransactions, v.HeldBy, "%+v", v)
+		}
+	}
+	require.Equal(t, 1, l.sweeps)
+	l.running = nil
+	for _, v := range l.run(task, row, unseen) {
+		_, again := v.Again()
+		require.False(t, again, "%+v", v)
+	}
+	require.Equal(t, []string{"7"}, l.pulled)
+	require.Equal(t, []string{"8"}, l.revoked)
 }

@@ -227,7 +227,7 @@ func (r *Reconciler) judge(ctx context.Context, term Term, works []*Work, verdic
 			verdicts[u.of].merge(failed(err, works[u.of].Attempts+1))
 		}
 		// A deleted row's messages lead to its tasks, whose results go as well.
-		if u.work.Subject.Kind == RowMessages && len(u.work.Deletions) > 0 && !u.row.Exists {
+		if u.work.Subject.Kind == RowMessages && u.look.Subject.Kind == Task && len(u.work.Deletions) > 0 && !u.row.Exists {
 			verdicts[u.of].Tasks = append(verdicts[u.of].Tasks, u.look)
 		}
 	}

@@ -62,6 +62,9 @@ func (w *Work) See(m *Message) {
 	}
 }
 
+// waits tells whether transactions are open that ran when it was looked at.
+func (w *Work) waits() bool { return w.looked && w.Fence != nil && !w.Fence.Ended() }
+
 func (w *Work) miss(task Subject) {
 	if w.missed == nil {
 		w.missed = map[Subject]struct{}{}
