@@ -454,3 +454,26 @@ func TestWhatWaitsForTransactionsDoesNotSweep(t *testing.T) {
 	require.Equal(t, []string{"7"}, l.pulled)
 	require.Equal(t, []string{"8"}, l.revoked)
 }
+
+// R1: a revoke that could not be published is not published later for a row that is
+// there again by then: its task may have the same id.
+func TestALateRevokeIsOfNoLivingRow(t *testing.T) {
+	l := newLab(t, scans)
+	l.hold("a", "scan")
+	l.hold("b", "scan")
+	l.Messages = mute{labMessages{l}}
+	a, b := strong(TaskSubject("a").Messages(), l.deleted(0, "a")), strong(TaskSubject("b").Messages(), l.deleted(0, "b"))
+	verdicts := l.run(a, b)
+	require.Error(t, verdicts[0].Err)
+	require.Empty(t, l.pulled)
+	l.Messages = labMessages{l}
+	l.living["a"] = true
+	l.run(a, b)
+	require.Equal(t, []string{"b"}, l.revoked)
+	require.Equal(t, []string{"b"}, l.pulled)
+}
+
+// mute: revokes fail.
+type mute struct{ labMessages }
+
+func (mute) Revoke(context.Context, []string) (int, int, error) { return 0, 0, errStore }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 	"unicode/utf8"
@@ -34,7 +35,13 @@ type revokes struct {
 	mu           sync.Mutex
 	// unsent have been granted by their records, and not published yet: the broker
 	// was away.
-	unsent []string
+	unsent []revoke
+}
+
+// revoke is an id, as a worker knows it, and the task.
+type revoke struct {
+	id   string
+	look Look
 }
 
 func newRevokes() *revokes {
@@ -52,7 +59,7 @@ func (r *Reconciler) takeMessages(ctx context.Context, term Term, works []*Work,
 		}
 	}
 	acting := units
-	if err := r.publish(ctx, nil); err != nil || len(units) == 0 {
+	if err := r.publishLate(ctx); err != nil || len(units) == 0 {
 		return err
 	}
 	began := r.Now()
@@ -89,14 +96,14 @@ func (r *Reconciler) takePage(ctx context.Context, term Term, units []*unit, rev
 		if !u.acts() { // any more
 			continue
 		}
-		revoke := revokes[i] && u.decision.Revoke
-		if len(u.decision.Remove) == 0 && !revoke {
+		may := revokes[i] && u.decision.Revoke
+		if len(u.decision.Remove) == 0 && !may {
 			u.done = true
 			verdicts[u.of].merge(Verdict{Decision: u.decision})
 			continue
 		}
 		taken = append(taken, u)
-		burials = append(burials, Burial{Task: u.look.Subject, Record: r.record(u, spans[u.of], r.Now()), Revoke: revoke})
+		burials = append(burials, Burial{Task: u.look.Subject, Record: r.record(u, spans[u.of], r.Now()), Revoke: may})
 	}
 	if len(taken) == 0 {
 		return nil
@@ -105,7 +112,7 @@ func (r *Reconciler) takePage(ctx context.Context, term Term, units []*unit, rev
 	if err != nil {
 		return fmt.Errorf("write records: %w", err)
 	}
-	var ids []string
+	var granted []revoke
 	stale := false
 	var pulled []*unit
 	for i, u := range taken {
@@ -118,7 +125,9 @@ func (r *Reconciler) takePage(ctx context.Context, term Term, units []*unit, rev
 			v.refused(b.Status)
 		default:
 			if b.Revoke {
-				ids = append(ids, spellings(u)...)
+				for _, id := range spellings(u) {
+					granted = append(granted, revoke{strings.Clone(id), Look{u.look.Subject, u.look.Spelling, u.look.Refs, nil}})
+				}
 			}
 			if len(u.decision.Remove) > 0 {
 				pulled = append(pulled, u)
@@ -128,7 +137,7 @@ func (r *Reconciler) takePage(ctx context.Context, term Term, units []*unit, rev
 		u.done = true
 		verdicts[u.of].merge(v)
 	}
-	if err := r.publish(ctx, ids); err != nil {
+	if err := r.publish(ctx, granted); err != nil {
 		return err
 	}
 	if err := r.pull(ctx, term, pulled, verdicts); err != nil {
@@ -176,18 +185,51 @@ func (r *Reconciler) mayRevoke(ctx context.Context, units []*unit) ([]bool, erro
 	return may, nil
 }
 
-// publish revokes ids, and those that could not be published before.
-func (r *Reconciler) publish(ctx context.Context, ids []string) error {
+// publishLate publishes what could not be published before, but of rows that are
+// there again.
+func (r *Reconciler) publishLate(ctx context.Context) error {
+	r.revokes.mu.Lock()
+	unsent := r.revokes.unsent
+	r.revokes.mu.Unlock()
+	if len(unsent) == 0 {
+		return nil
+	}
+	looks := make([]Look, len(unsent))
+	for i, u := range unsent {
+		looks[i] = u.look
+	}
+	answer, err := r.Rows.Look(ctx, looks)
+	if err != nil {
+		return fmt.Errorf("read rows: %w", err)
+	}
+	var late []revoke
+	for i, u := range unsent {
+		if !answer.States[i].Exists {
+			late = append(late, u)
+		}
+	}
+	r.revokes.mu.Lock()
+	r.revokes.unsent = nil
+	r.revokes.mu.Unlock()
+	return r.publish(ctx, late)
+}
+
+// publish revokes tasks; those that could not be published stay.
+func (r *Reconciler) publish(ctx context.Context, granted []revoke) error {
 	r.revokes.mu.Lock()
 	defer r.revokes.mu.Unlock()
-	r.revokes.unsent = append(r.revokes.unsent, ids...)
+	r.revokes.unsent = append(r.revokes.unsent, granted...)
 	for len(r.revokes.unsent) > 0 {
-		page := r.revokes.unsent[:min(revokePage, len(r.revokes.unsent))]
+		n := min(revokePage, len(r.revokes.unsent))
+		page := make([]string, n)
+		for i, u := range r.revokes.unsent[:n] {
+			page[i] = u.id
+		}
 		heard, workers, err := r.Messages.Revoke(ctx, page)
 		if err != nil {
 			return fmt.Errorf("revoke: %w", err)
 		}
-		r.revokes.unsent = append([]string(nil), r.revokes.unsent[len(page):]...)
+		r.revokes.unsent = append([]revoke(nil), r.revokes.unsent[len(page):]...)
 		outcome := revokeHeard
 		if heard == 0 {
 			outcome = revokeUnheard
