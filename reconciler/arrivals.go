@@ -23,7 +23,9 @@ func (r *Reconciler) LookAtMessages(ctx context.Context, scan MessageScan, onlyD
 			}
 		}
 		l.suspects = l.suspects[:0]
-		r.Guard.ObserveEvents(l.living, 0)
+		if r.Guard.ObserveEvents(l.living, 0) {
+			r.logTrip(ctx)
+		}
 		l.living = 0
 		return submit(ctx, suspects)
 	}

@@ -477,3 +477,22 @@ func TestALateRevokeIsOfNoLivingRow(t *testing.T) {
 type mute struct{ labMessages }
 
 func (mute) Revoke(context.Context, []string) (int, int, error) { return 0, 0, errStore }
+
+// A guard that trips because living messages are long ago says so, too.
+func TestATripByTimeIsLogged(t *testing.T) {
+	l := newLab(t, named)
+	var log strings.Builder
+	l.Reconciler.Log = slog.New(slog.NewTextHandler(&log, nil))
+	now := time.Now()
+	l.Guard = NewGuard(policy, nil, func() time.Time { return now })
+	require.False(t, l.Guard.ObserveEvents(60, 0))
+	now = now.Add(guardWindow / 2)
+	require.False(t, l.Guard.ObserveEvents(50, 50))
+	now = now.Add(guardWindow * 3 / 5)
+	l.queue("1", "scan")
+	l.living["1"] = true
+	_, err := l.LookAtMessages(t.Context(), labMessages{l}.Sweep, false, func(context.Context, []Suspect) error { return nil })
+	require.NoError(t, err)
+	require.NotNil(t, l.Guard.Tripped())
+	require.Contains(t, log.String(), "the guard has tripped")
+}
