@@ -23,7 +23,9 @@ func (r *Reconciler) LookAtMessages(ctx context.Context, scan MessageScan, onlyD
 			}
 		}
 		l.suspects = l.suspects[:0]
-		r.Guard.ObserveEvents(l.living, 0)
+		if r.Guard.ObserveEvents(l.living, 0) {
+			r.logTrip(ctx)
+		}
 		l.living = 0
 		return submit(ctx, suspects)
 	}
@@ -33,6 +35,9 @@ func (r *Reconciler) LookAtMessages(ctx context.Context, scan MessageScan, onlyD
 	return deleted, l.full(ctx)
 }
 
+// lookBytes is how much of messages is held until they are compared.
+const lookBytes = 8 << 20
+
 // messageLook finds the messages that may be orphans.
 type messageLook struct {
 	r           *Reconciler
@@ -41,6 +46,7 @@ type messageLook struct {
 	full func(ctx context.Context) error
 
 	messages []Message
+	bytes    int
 	living   int
 	suspects []confirmedSuspect
 	// dropped and unknown are as those of a comparison.
@@ -53,9 +59,10 @@ func (l *messageLook) run(ctx context.Context, scan MessageScan) error {
 		for i := range batch {
 			if m := &batch[i]; l.wanted(m) {
 				l.messages = append(l.messages, *m)
+				l.bytes += len(m.Place.Envelope) + len(m.Place.Held)
 			}
 		}
-		if len(l.messages) < lookBatch {
+		if len(l.messages) < lookBatch && l.bytes < lookBytes {
 			return nil
 		}
 		return l.compare(ctx)
@@ -88,7 +95,7 @@ func (l *messageLook) compare(ctx context.Context) error {
 	}
 	looks := make([]Look, len(l.messages))
 	for i := range l.messages {
-		looks[i] = Look{Subject: l.messages[i].task(), Refs: l.messages[i].Refs}
+		looks[i] = l.messages[i].look()
 	}
 	answer, err := r.Rows.Look(ctx, looks)
 	if err != nil {
@@ -98,7 +105,7 @@ func (l *messageLook) compare(ctx context.Context) error {
 	var of []int
 	for i, s := range answer.States {
 		if s.Exists {
-			l.living++
+			l.lives(&l.messages[i])
 			continue
 		}
 		absent, of = append(absent, looks[i]), append(of, i)
@@ -113,11 +120,24 @@ func (l *messageLook) compare(ctx context.Context) error {
 		}
 	}
 	clear(l.messages)
-	l.messages = l.messages[:0]
+	l.messages, l.bytes = l.messages[:0], 0
 	if l.full != nil && len(l.suspects) >= lookBatch {
 		return l.full(ctx)
 	}
 	return nil
+}
+
+// lives counts a message of a living row: for a pass each time that it is met, and else
+// once, since without events all are met each second, and orphans are not.
+func (l *messageLook) lives(m *Message) {
+	if l.full != nil {
+		once := Subject{Kind: TaskMessages, ID: m.ID + m.Place.Tag}
+		if l.r.met.Has(once) {
+			return
+		}
+		l.r.met.Add(once)
+	}
+	l.living++
 }
 
 func (l *messageLook) suspect(m *Message, look Look, record Found, row RowState) {
@@ -147,7 +167,7 @@ func (l *messageLook) again(ctx context.Context) error {
 		page := l.suspects[from:min(from+lookBatch, len(l.suspects))]
 		looks := make([]Look, len(page))
 		for i, s := range page {
-			looks[i] = Look{Subject: s.Subject.Owner(), Refs: s.Refs}
+			looks[i] = Look{Subject: s.Subject.Owner(), Spelling: s.Spelling, Refs: s.Refs}
 		}
 		answer, err := l.r.Rows.Look(ctx, looks)
 		if err != nil {

@@ -186,11 +186,13 @@ func (r *Reconciler) guard(ctx context.Context, works []*Work, units []*unit) er
 		case d.Outcome == OutcomeRemoved && d.Evidence == Absent && !w.Accepted:
 			weak++
 			weakIn |= u.row.Candidates
-			if fromEvent {
+			if fromEvent && !w.counted {
+				w.counted = true // it may come back any number of times
 				seen++
 				orphans++
 			}
-		case fromEvent && u.row.Exists && w.Attempts == 0:
+		case fromEvent && u.row.Exists && w.Attempts == 0 && !w.counted:
+			w.counted = true
 			seen++
 		}
 	}

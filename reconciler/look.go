@@ -18,9 +18,10 @@ type unit struct {
 	row   RowState
 	// sees: every deletion is visible to the rows; prompt: all were committed just now.
 	sees, prompt bool
-	// mayRun is of a task whose messages are looked at; more: there were more of them
-	// than one sweep holds.
-	mayRun, more bool
+	// mayRun is of a task whose messages are looked at.
+	mayRun bool
+	// more are those of its messages, by their tags alone, that a sweep had no room for.
+	more []Artifact
 
 	situation Situation
 	decision  Decision
@@ -113,7 +114,7 @@ func (r *Reconciler) chordBodies(units []*unit) []chordBody {
 			}
 			a.Left = true
 			if b := a.Message.Body; b != nil {
-				look := Look{Subject: TaskSubject(b.ID), Refs: b.Refs}
+				look := taskLook(b.ID, b.Refs)
 				bodies = append(bodies, chordBody{look, a, r.remembers(look) || r.deletes(u.work, look)})
 			}
 		}

@@ -2,6 +2,7 @@ package reconciler
 
 import (
 	"context"
+	"slices"
 	"strings"
 )
 
@@ -53,6 +54,18 @@ type Place struct {
 
 // task is the subject that the message is of.
 func (m *Message) task() Subject { return TaskSubject(m.ID) }
+
+// look asks for what the message is of.
+func (m *Message) look() Look { return taskLook(m.ID, m.Refs) }
+
+// taskLook is of the task whose id is written like that.
+func taskLook(id string, refs []RowRef) Look {
+	l := Look{Subject: TaskSubject(id), Refs: refs}
+	if l.Subject.ID != id && !slices.Contains(Spellings(l.Subject.ID), id) {
+		l.Spelling = strings.Clone(id)
+	}
+	return l
+}
 
 // Bare is a copy that keeps nothing of the message's bytes alive.
 func (m *Message) Bare() *Message {

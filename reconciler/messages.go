@@ -3,6 +3,7 @@ package reconciler
 import (
 	"context"
 	"fmt"
+	"strings"
 )
 
 // maxFound bounds, in bytes, the messages that one sweep holds; what is over it
@@ -10,12 +11,13 @@ import (
 const maxFound = 64 << 20
 
 // findMessages looks for the messages of works. Those that would not be removed by
-// what is known of them are judged on that; one sweep over the broker serves the rest.
+// what is known of them, or wait for transactions still, are judged on that; one sweep
+// over the broker serves the rest.
 func (r *Reconciler) findMessages(ctx context.Context, term Term, works []*Work, spans []*workSpan) ([]*unit, error) {
 	var known, rest []*unit
 	for i, w := range works {
-		u := &unit{of: i, work: w, look: Look{Subject: w.Subject.Owner()}}
-		if len(w.Deletions) > 0 || len(w.Messages) == 0 {
+		u := &unit{of: i, work: w, look: Look{Subject: w.Subject.Owner(), Spelling: w.Spelling}}
+		if !w.waits() && (len(w.Deletions) > 0 || len(w.Messages) == 0) {
 			rest = append(rest, u)
 			continue
 		}
@@ -30,8 +32,9 @@ func (r *Reconciler) findMessages(ctx context.Context, term Term, works []*Work,
 	units := known[:0]
 	for _, u := range known {
 		u.work.noticeMessages(u.found.Artifacts, r.Now())
-		if Decide(r.situation(term, u, r.Now())).Outcome == OutcomeRemoved {
-			rest = append(rest, &unit{of: u.of, work: u.work, look: Look{Subject: u.look.Subject}})
+		d := Decide(r.situation(term, u, r.Now()))
+		if d.Outcome == OutcomeRemoved || len(u.work.Deletions) > 0 && d.HeldBy != HeldByTransactions {
+			rest = append(rest, &unit{of: u.of, work: u.work, look: Look{Subject: u.look.Subject, Spelling: u.look.Spelling}})
 			continue
 		}
 		units = append(units, u)
@@ -121,15 +124,25 @@ func (s *search) take(batch []Message) error {
 		s.r.seen.Add(m)
 		id := CanonicalID(m.ID)
 		if u, ok := s.tasks[id]; ok {
+			u.spell(m)
 			s.keep(u, m)
 		}
 		for _, ref := range m.Refs {
 			if row, ok := s.rows[ref]; ok {
-				s.keep(s.unitOf(ref, row, id), m)
+				u := s.unitOf(ref, row, id)
+				u.spell(m)
+				s.keep(u, m)
 			}
 		}
 	}
 	return nil
+}
+
+// spell notes how a message writes its id, where that is not as usual.
+func (u *unit) spell(m *Message) {
+	if u.look.Spelling == "" {
+		u.look.Spelling = m.look().Spelling
+	}
 }
 
 // keep adds a message to what was found, once: a sweep may meet it again.
@@ -141,10 +154,12 @@ func (s *search) keep(u *unit, of *Message) {
 			return
 		}
 	}
-	if s.bytes += len(m.Place.Envelope) + len(m.Place.Held); s.bytes > maxFound {
-		u.more = true
+	size := len(m.Place.Envelope) + len(m.Place.Held)
+	if s.bytes > 0 && s.bytes+size > maxFound {
+		u.more = append(u.more, messageArtifact(&Message{Place: Place{Tag: strings.Clone(m.Place.Tag)}}))
 		return
 	}
+	s.bytes += size
 	u.found.Artifacts = append(u.found.Artifacts, messageArtifact(m))
 }
 
@@ -168,7 +183,9 @@ func (r *Reconciler) lookTasks(ctx context.Context, works []*Work, units []*unit
 		u.found.Artifacts = append(messages, found[i].Artifacts...)
 		u.look.Refs = r.refsOf(u)
 		u.found.Artifacts = messages // the keys are another work's
-		u.mayRun = !ended && !found[i].Revoked
+		// R9: not one that was taken out of a queue, unless another message of it was missed.
+		_, missed := u.work.missed[u.look.Subject]
+		u.mayRun = !ended && !found[i].Revoked && (len(messages) > 0 || missed || !found[i].Taken)
 	}
 	return r.lookRows(ctx, works, units, spans)
 }

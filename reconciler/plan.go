@@ -89,6 +89,8 @@ type Situation struct {
 	// MayRun: it has not ended as far as we know, and was not revoked before. Only
 	// messages are looked at for that.
 	MayRun bool
+	// More: there are messages of it that Found has no room for.
+	More bool
 }
 
 // FenceState is how far a fence has come.
@@ -129,7 +131,7 @@ func retry(from, to time.Duration, attempts int) time.Duration {
 func Decide(s Situation) Decision {
 	// What is in no key may still be in a worker's hands; only a deletion speaks of that.
 	unseen := len(s.Found.Artifacts) == 0
-	if unseen && (!s.MayRun || len(s.Deletions) == 0) {
+	if unseen && !s.More && (!s.MayRun || len(s.Deletions) == 0) {
 		return Decision{Outcome: OutcomeNoop, Reason: "nothing of it is there"}
 	}
 	if s.Row.Exists {
@@ -142,6 +144,12 @@ func Decide(s Situation) Decision {
 			}
 		}
 		return Decision{Outcome: OutcomeKept, Reason: "the row exists"}
+	}
+	if unseen && s.More {
+		return Decision{
+			Outcome: OutcomeDeferred, HeldBy: HeldByChange, After: retry(lookAgain, maxRetry, s.Attempts),
+			Reason: "more was found than one sweep holds",
+		}
 	}
 	ours, unknown := attributable(s)
 	if len(ours) == 0 && !unseen {
@@ -283,8 +291,8 @@ func attributed(s Situation, a Artifact, deletedIn BindingSet) (known, mine bool
 				return true, true
 			}
 		case !s.Row.Candidates.Has(i):
-		case open && !b.Exclusive:
-		case a.Message != nil && len(b.Names) == 0:
+		case open: // that all tasks here are of this binding does not tell of which row
+		case a.Message != nil && (len(b.Names) == 0 || a.Name == ""):
 			known = false // R7: absence is no evidence for a message of any name
 		case a.Name != "":
 			// An id that is in no column says nothing by itself: every other task's is not either.

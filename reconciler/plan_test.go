@@ -49,6 +49,15 @@ func TestDecide(t *testing.T) {
 	name := func(n string) func(*Situation) {
 		return func(s *Situation) { s.Found.Artifacts = []Artifact{resultOf(n)} }
 	}
+	message := func(n string) func(*Situation) {
+		return func(s *Situation) {
+			s.Found.Artifacts = []Artifact{messageArtifact(&Message{ID: "1", Name: n, Place: Place{Kind: QueuedMessage, Tag: "t"}})}
+		}
+	}
+	exclusive := func(b Binding) Binding {
+		b.Exclusive = true
+		return b
+	}
 	unkeyed := func(s *Situation) { s.Row.Keyed = 0 }
 	for _, c := range []struct {
 		name    string
@@ -100,6 +109,14 @@ func TestDecide(t *testing.T) {
 			s.Bindings, s.Foreign = []Binding{b}, true
 		}), OutcomeRemoved, ""},
 		{"R6 no name among other tasks, deleted", orphan(deleted, bindings(named), func(s *Situation) { s.Foreign = true }), OutcomeRemoved, ""},
+		{"R6 exclusive, and its row may be in its arguments", orphan(bindings(exclusive(both)), func(s *Situation) { s.Foreign = true }), OutcomeReported, HeldByUnknown},
+		{"R6 exclusive, and its row may be in its arguments, our name", orphan(bindings(exclusive(both)), name("scan")), OutcomeReported, HeldByUnknown},
+		{"R6 exclusive, and its row is in its arguments", orphan(bindings(exclusive(both)), func(s *Situation) { s.Row.Argued = 1 }), OutcomeRemoved, ""},
+		{"R7 a message", orphan(bindings(named), message("scan")), OutcomeRemoved, ""},
+		{"R7 a message, no names", orphan(message("scan")), OutcomeReported, HeldByUnknown},
+		{"R7 a message without a name", orphan(bindings(named), message("")), OutcomeReported, HeldByUnknown},
+		{"R7 a message without a name, exclusive", orphan(bindings(exclusive(named)), message("")), OutcomeReported, HeldByUnknown},
+		{"R7 a message without a name, deleted", orphan(deleted, bindings(named), message("")), OutcomeRemoved, ""},
 		{"column: absence alone says nothing", orphan(bindings(column), unkeyed), OutcomeReported, HeldByUnknown},
 		{"column: absence with any name says nothing", orphan(bindings(column), unkeyed, name("x")), OutcomeReported, HeldByUnknown},
 		{"column: a listed name", orphan(bindings(colName), unkeyed, name("build")), OutcomeRemoved, ""},

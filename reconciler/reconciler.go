@@ -73,6 +73,8 @@ type Reconciler struct {
 	byArgument, byID bool
 	revokes          *revokes
 	seen             *Seen
+	// met are messages of living rows that the guard has counted, by their ids and tags.
+	met *Memory
 
 	firstPass atomic.Bool
 	foreign   atomic.Bool
@@ -88,7 +90,7 @@ func New(o Options) (*Reconciler, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	r := &Reconciler{Options: o, revokes: newRevokes(), seen: NewSeen(seenLimit, seenAge, o.Now)}
+	r := &Reconciler{Options: o, revokes: newRevokes(), seen: NewSeen(seenLimit, seenAge, o.Now), met: NewMemory(seenLimit)}
 	for _, b := range o.Bindings {
 		r.byArgument = r.byArgument || b.ByArgument()
 		r.byID = r.byID || b.CeleryID || len(b.Columns) > 0
@@ -213,19 +215,19 @@ func (r *Reconciler) judge(ctx context.Context, term Term, works []*Work, verdic
 	}
 	err = errors.Join(
 		r.remove(ctx, term, units, verdicts, spans),
-		r.takeMessages(ctx, term, units, verdicts, spans),
+		r.takeMessages(ctx, term, works, units, verdicts, spans),
 		r.revive(ctx, units),
 		r.fence(ctx, unfenced(units)), // without one, the next look takes it
 	)
 	for _, u := range units {
-		switch acts := u.decision.Outcome == OutcomeRemoved || u.decision.Revoke; {
-		case !acts:
+		switch {
+		case !u.acts():
 			verdicts[u.of].merge(Verdict{Decision: u.decision})
 		case !u.done && err != nil:
 			verdicts[u.of].merge(failed(err, works[u.of].Attempts+1))
 		}
 		// A deleted row's messages lead to its tasks, whose results go as well.
-		if u.work.Subject.Kind == RowMessages && len(u.work.Deletions) > 0 && !u.row.Exists {
+		if u.work.Subject.Kind == RowMessages && u.look.Subject.Kind == Task && len(u.work.Deletions) > 0 && !u.row.Exists {
 			verdicts[u.of].Tasks = append(verdicts[u.of].Tasks, u.look)
 		}
 	}
@@ -241,7 +243,7 @@ func (r *Reconciler) judge(ctx context.Context, term Term, works []*Work, verdic
 func (r *Reconciler) notice(works []*Work, units []*unit) {
 	found := make([][]Artifact, len(works))
 	for _, u := range units {
-		found[u.of] = append(found[u.of], u.found.Artifacts...)
+		found[u.of] = append(append(found[u.of], u.found.Artifacts...), u.more...)
 	}
 	for i, w := range works {
 		if w.Subject.Kind.OfMessages() {
@@ -328,7 +330,7 @@ func (r *Reconciler) situation(term Term, u *unit, now time.Time) Situation {
 		Attempts:   w.Attempts,
 		Age:        now.Sub(w.since), Fence: fenceState(w.Fence), Behind: w.Fence != nil && term.Position() < w.Fence.At(),
 		FirstPass: r.firstPass.Load(), Foreign: r.foreign.Load(), Guard: guard, GuardAll: guardAll, Accepted: w.Accepted,
-		MayRun: u.mayRun,
+		MayRun: u.mayRun, More: len(u.more) > 0,
 	}
 }
 

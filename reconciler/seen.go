@@ -54,18 +54,19 @@ func (s *Seen) Add(m *Message) {
 func (s *Seen) Note(id, name string, rows []RowRef) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if had, ok := s.new.tasks[id]; ok && slices.Equal(had.Refs, rows) {
+	had, ok := s.new.tasks[id]
+	if ok && slices.Equal(had.Refs, rows) {
 		return
 	}
 	if now := s.now(); len(s.new.tasks) >= s.limit/2 || now.Sub(s.new.since) >= s.age {
-		s.old, s.new = s.new, newSeenTasks(now)
+		s.old, s.new, ok = s.new, newSeenTasks(now), false
 	}
 	// Cloned: they are parts of the whole message.
 	id = strings.Clone(id)
 	refs := cloneRefs(rows)
 	s.new.tasks[id] = SeenTask{Name: strings.Clone(name), Refs: refs}
 	for _, r := range refs {
-		if ids := s.new.rows[r]; len(ids) < maxTasksOfRow {
+		if ids := s.new.rows[r]; len(ids) < maxTasksOfRow && (!ok || !slices.Contains(ids, id)) {
 			s.new.rows[r] = append(ids, id)
 		}
 	}

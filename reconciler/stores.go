@@ -64,6 +64,8 @@ type Found struct {
 	// Ended: a record says that its result, which we removed, was of a task that had
 	// ended. Revoked: it has been revoked before.
 	Ended, Revoked bool
+	// Taken: a record says that we took a message of it out of a queue.
+	Taken bool
 	// Table and Key are the row that a record is about, "" for none.
 	Table, Key string
 }

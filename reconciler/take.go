@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"golang.org/x/time/rate"
 )
@@ -16,6 +18,8 @@ import (
 const (
 	// lookAgain is when a message is looked for again that was not where it had been.
 	lookAgain = 20 * time.Millisecond
+	// lookWithin is how old a look at the rows may be when messages are taken.
+	lookWithin = 100 * time.Millisecond
 	// revokePage is how many ids one message revokes.
 	revokePage = 500
 	// heldRate and heldBurst are of ids that workers have for sure: these wait.
@@ -31,7 +35,13 @@ type revokes struct {
 	mu           sync.Mutex
 	// unsent have been granted by their records, and not published yet: the broker
 	// was away.
-	unsent []string
+	unsent []revoke
+}
+
+// revoke is an id, as a worker knows it, and the task.
+type revoke struct {
+	id   string
+	look Look
 }
 
 func newRevokes() *revokes {
@@ -39,42 +49,61 @@ func newRevokes() *revokes {
 }
 
 // takeMessages removes messages and revokes what may run: record first, then revoke,
-// then the messages, a page at a time.
-func (r *Reconciler) takeMessages(ctx context.Context, term Term, all []*unit, verdicts []Verdict, spans []*workSpan) error {
+// then the messages, a page at a time. Pages that had to wait for the limit of revokes,
+// or for those before them, are judged by rows that are read again.
+func (r *Reconciler) takeMessages(ctx context.Context, term Term, works []*Work, all []*unit, verdicts []Verdict, spans []*workSpan) error {
 	var units []*unit
 	for _, u := range all {
-		if u.work.Subject.Kind.OfMessages() && (u.decision.Outcome == OutcomeRemoved || u.decision.Revoke) {
+		if u.work.Subject.Kind.OfMessages() && u.acts() {
 			units = append(units, u)
 		}
 	}
-	if err := r.publish(ctx, nil); err != nil || len(units) == 0 {
+	acting := units
+	if err := r.publishLate(ctx); err != nil || len(units) == 0 {
 		return err
 	}
 	began := r.Now()
-	for page := range slices.Chunk(units, revokePage) {
-		if err := r.takePage(ctx, term, page, verdicts, spans); err != nil {
-			return err
-		}
-	}
-	r.telemetry.step(ctx, spansOf(units, spans), stepPull, began, r.Now())
-	return nil
-}
-
-func (r *Reconciler) takePage(ctx context.Context, term Term, units []*unit, verdicts []Verdict, spans []*workSpan) error {
-	burials := make([]Burial, 0, len(units))
-	var taken []*unit
-	for _, u := range units {
-		revoke, err := r.mayRevoke(ctx, u.decision)
+	for looked, page := began, []*unit(nil); len(units) > 0; {
+		page, units = units[:min(revokePage, len(units))], units[min(revokePage, len(units)):]
+		revokes, err := r.mayRevoke(ctx, page)
 		if err != nil {
 			return err
 		}
-		if len(u.decision.Remove) == 0 && !revoke {
+		if r.Now().Sub(looked) > lookWithin {
+			looked = r.Now()
+			if err := r.lookRows(ctx, works, page, spans); err != nil {
+				return err
+			}
+			if err := r.decide(ctx, term, works, page); err != nil {
+				return err
+			}
+		}
+		if err := r.takePage(ctx, term, page, revokes, verdicts, spans); err != nil {
+			return err
+		}
+	}
+	r.telemetry.step(ctx, spansOf(acting, spans), stepPull, began, r.Now())
+	return nil
+}
+
+// acts tells whether something is to be done about a unit's messages.
+func (u *unit) acts() bool { return u.decision.Outcome == OutcomeRemoved || u.decision.Revoke }
+
+func (r *Reconciler) takePage(ctx context.Context, term Term, units []*unit, revokes []bool, verdicts []Verdict, spans []*workSpan) error {
+	burials := make([]Burial, 0, len(units))
+	var taken []*unit
+	for i, u := range units {
+		if !u.acts() { // any more
+			continue
+		}
+		may := revokes[i] && u.decision.Revoke
+		if len(u.decision.Remove) == 0 && !may {
 			u.done = true
 			verdicts[u.of].merge(Verdict{Decision: u.decision})
 			continue
 		}
 		taken = append(taken, u)
-		burials = append(burials, Burial{Task: u.look.Subject, Record: r.record(u, spans[u.of], r.Now()), Revoke: revoke})
+		burials = append(burials, Burial{Task: u.look.Subject, Record: r.record(u, spans[u.of], r.Now()), Revoke: may})
 	}
 	if len(taken) == 0 {
 		return nil
@@ -83,7 +112,7 @@ func (r *Reconciler) takePage(ctx context.Context, term Term, units []*unit, ver
 	if err != nil {
 		return fmt.Errorf("write records: %w", err)
 	}
-	var ids []string
+	var granted []revoke
 	stale := false
 	var pulled []*unit
 	for i, u := range taken {
@@ -96,7 +125,9 @@ func (r *Reconciler) takePage(ctx context.Context, term Term, units []*unit, ver
 			v.refused(b.Status)
 		default:
 			if b.Revoke {
-				ids = append(ids, spellings(u)...)
+				for _, id := range spellings(u) {
+					granted = append(granted, revoke{strings.Clone(id), Look{u.look.Subject, u.look.Spelling, u.look.Refs, nil}})
+				}
 			}
 			if len(u.decision.Remove) > 0 {
 				pulled = append(pulled, u)
@@ -106,7 +137,7 @@ func (r *Reconciler) takePage(ctx context.Context, term Term, units []*unit, ver
 		u.done = true
 		verdicts[u.of].merge(v)
 	}
-	if err := r.publish(ctx, ids); err != nil {
+	if err := r.publish(ctx, granted); err != nil {
 		return err
 	}
 	if err := r.pull(ctx, term, pulled, verdicts); err != nil {
@@ -119,6 +150,7 @@ func (r *Reconciler) takePage(ctx context.Context, term Term, units []*unit, ver
 }
 
 // spellings are the ids under which workers know a task: as its messages write it.
+// What cannot be a task's id (the key of a row may be empty) is none.
 func spellings(u *unit) (ids []string) {
 	seen := map[string]bool{}
 	for _, a := range u.found.Artifacts {
@@ -130,38 +162,74 @@ func spellings(u *unit) (ids []string) {
 	if len(ids) == 0 {
 		ids = append(ids, u.look.Subject.ID)
 	}
-	return ids
+	return slices.DeleteFunc(ids, func(id string) bool { return id == "" || !utf8.ValidString(id) })
 }
 
-// mayRevoke asks the limits: certain ones wait, the others are given up.
-func (r *Reconciler) mayRevoke(ctx context.Context, d Decision) (bool, error) {
-	switch {
-	case !d.Revoke:
-		return false, nil
-	case d.Held:
-		if err := r.revokes.held.Wait(ctx); err != nil {
-			return false, fmt.Errorf("wait to revoke: %w", err)
+// mayRevoke asks the limits for each: certain ones wait, the others are given up.
+func (r *Reconciler) mayRevoke(ctx context.Context, units []*unit) ([]bool, error) {
+	may := make([]bool, len(units))
+	for i, u := range units {
+		switch d := u.decision; {
+		case !d.Revoke:
+		case d.Held:
+			if err := r.revokes.held.Wait(ctx); err != nil {
+				return nil, fmt.Errorf("wait to revoke: %w", err)
+			}
+			may[i] = true
+		case r.revokes.unseen.Allow():
+			may[i] = true
+		default:
+			r.telemetry.revoked(ctx, revokeSkipped, 1)
 		}
-		return true, nil
-	case r.revokes.unseen.Allow():
-		return true, nil
 	}
-	r.telemetry.revoked(ctx, revokeSkipped, 1)
-	return false, nil
+	return may, nil
 }
 
-// publish revokes ids, and those that could not be published before.
-func (r *Reconciler) publish(ctx context.Context, ids []string) error {
+// publishLate publishes what could not be published before, but of rows that are
+// there again.
+func (r *Reconciler) publishLate(ctx context.Context) error {
+	r.revokes.mu.Lock()
+	unsent := r.revokes.unsent
+	r.revokes.mu.Unlock()
+	if len(unsent) == 0 {
+		return nil
+	}
+	looks := make([]Look, len(unsent))
+	for i, u := range unsent {
+		looks[i] = u.look
+	}
+	answer, err := r.Rows.Look(ctx, looks)
+	if err != nil {
+		return fmt.Errorf("read rows: %w", err)
+	}
+	var late []revoke
+	for i, u := range unsent {
+		if !answer.States[i].Exists {
+			late = append(late, u)
+		}
+	}
+	r.revokes.mu.Lock()
+	r.revokes.unsent = nil
+	r.revokes.mu.Unlock()
+	return r.publish(ctx, late)
+}
+
+// publish revokes tasks; those that could not be published stay.
+func (r *Reconciler) publish(ctx context.Context, granted []revoke) error {
 	r.revokes.mu.Lock()
 	defer r.revokes.mu.Unlock()
-	r.revokes.unsent = append(r.revokes.unsent, ids...)
+	r.revokes.unsent = append(r.revokes.unsent, granted...)
 	for len(r.revokes.unsent) > 0 {
-		page := r.revokes.unsent[:min(revokePage, len(r.revokes.unsent))]
+		n := min(revokePage, len(r.revokes.unsent))
+		page := make([]string, n)
+		for i, u := range r.revokes.unsent[:n] {
+			page[i] = u.id
+		}
 		heard, workers, err := r.Messages.Revoke(ctx, page)
 		if err != nil {
 			return fmt.Errorf("revoke: %w", err)
 		}
-		r.revokes.unsent = append([]string(nil), r.revokes.unsent[len(page):]...)
+		r.revokes.unsent = append([]revoke(nil), r.revokes.unsent[len(page):]...)
 		outcome := revokeHeard
 		if heard == 0 {
 			outcome = revokeUnheard
@@ -179,9 +247,24 @@ func (r *Reconciler) publish(ctx context.Context, ids []string) error {
 // pull takes messages out of the broker. One that is not there any more has been
 // taken by a worker, or was given back: it is looked for again.
 func (r *Reconciler) pull(ctx context.Context, term Term, units []*unit, verdicts []Verdict) error {
+	// Entries of one row lead to the same task: its message is pulled once, and is
+	// the first one's.
+	type key struct {
+		kind      ArtifactKind
+		task, tag string
+	}
 	var pulls []Pull
+	known := map[key]int{}
+	var at []int // of each artifact, in pulls; ^at where it is another unit's
 	for _, u := range units {
 		for _, a := range u.decision.Remove {
+			k := key{a.Kind, u.look.Subject.ID, a.Message.Place.Tag}
+			if i, ok := known[k]; ok {
+				at = append(at, ^i)
+				continue
+			}
+			known[k] = len(pulls)
+			at = append(at, len(pulls))
 			pulls = append(pulls, Pull{Subject: u.look.Subject, Message: *a.Message})
 		}
 	}
@@ -193,13 +276,19 @@ func (r *Reconciler) pull(ctx context.Context, term Term, units []*unit, verdict
 		return fmt.Errorf("pull messages: %w", err)
 	}
 	var removed []Burial
-	at := 0
 	for _, u := range units {
 		v := Verdict{Decision: u.decision}
 		stale := false
 		for _, a := range u.decision.Remove {
-			status := statuses[at]
-			at++
+			i := at[0]
+			at = at[1:]
+			status := statuses[max(i, ^i)]
+			if status == Changed {
+				u.work.miss(u.look.Subject)
+			}
+			if status == Removed && i < 0 {
+				continue
+			}
 			if status == Removed {
 				if v.Removed == nil {
 					v.Removed = map[ArtifactKind]int{}
@@ -216,7 +305,7 @@ func (r *Reconciler) pull(ctx context.Context, term Term, units []*unit, verdict
 			err = ErrStale
 			continue
 		}
-		if v.HeldBy == HeldByChange || u.more {
+		if v.HeldBy == HeldByChange || len(u.more) > 0 {
 			v.Outcome, v.HeldBy, v.After = OutcomeDeferred, HeldByChange, retry(lookAgain, maxRetry, u.work.Attempts)
 		}
 		u.done = true

@@ -39,6 +39,10 @@ type Work struct {
 	digest uint64
 	// tags are the messages that have been found, by a hash of their delivery tags.
 	tags map[uint64]struct{}
+	// missed are tasks of which a message was not where it had been: a worker may have it.
+	missed map[Subject]struct{}
+	// counted: the guard has counted it.
+	counted bool
 	// last is the span of the previous attempt.
 	last trace.SpanContext
 }
@@ -56,6 +60,16 @@ func (w *Work) See(m *Message) {
 	if len(w.Messages) < maxMessages {
 		w.Messages = append(w.Messages, m)
 	}
+}
+
+// waits tells whether transactions are open that ran when it was looked at.
+func (w *Work) waits() bool { return w.looked && w.Fence != nil && !w.Fence.Ended() }
+
+func (w *Work) miss(task Subject) {
+	if w.missed == nil {
+		w.missed = map[Subject]struct{}{}
+	}
+	w.missed[task] = struct{}{}
 }
 
 // Renew makes the next look the first one: a newer deletion was seen.

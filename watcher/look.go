@@ -55,6 +55,8 @@ type looks struct {
 	watch, poll, find, purge time.Time
 	// arrived is when new messages were last looked at.
 	arrived time.Time
+	// lost: there were more lists than are noted.
+	lost bool
 }
 
 // look looks at messages: at those that have just come, at all where nothing tells
@@ -69,7 +71,7 @@ func (t *term) look(ctx context.Context) error {
 			wait.Stop()
 			return nil
 		case <-t.deleted:
-			l.follow, l.every, l.clean = time.Now().Add(afterDeleted), afterDeleted, 0
+			l.deleted(time.Now())
 		case <-t.lists.filled:
 		case <-wait.C:
 		}
@@ -81,6 +83,15 @@ func (t *term) look(ctx context.Context) error {
 			}
 		}
 	}
+}
+
+// deleted: messages of deleted rows were looked for. One deletion after another does
+// not put off the next look.
+func (l *looks) deleted(now time.Time) {
+	if next := now.Add(afterDeleted); l.follow.IsZero() || next.Before(l.follow) {
+		l.follow = next
+	}
+	l.every, l.clean = afterDeleted, 0
 }
 
 func (l *looks) next() time.Time {
@@ -95,7 +106,8 @@ func (l *looks) next() time.Time {
 
 // lookNow does what is due.
 func (t *term) lookNow(ctx context.Context, l *looks) error {
-	changed := t.lists.take()
+	changed, lost := t.lists.take()
+	l.lost = l.lost || lost
 	if len(changed) > 0 && !pause(ctx, time.Until(l.arrived.Add(arrivalsEvery))) {
 		return nil
 	}
@@ -122,8 +134,10 @@ func (t *term) lookNow(ctx context.Context, l *looks) error {
 	due := func(at time.Time) bool { return !at.IsZero() && !at.After(now) }
 	if due(l.poll) {
 		l.poll = now.Add(pollEvery)
-		if !t.c.state.connected(SourceBroker) {
+		if l.lost || !t.c.state.connected(SourceBroker) {
+			l.lost = false
 			err := t.poll(ctx, l)
+			l.lost = err != nil
 			l.poll = rest(now, pollEvery)
 			return err
 		}
@@ -178,10 +192,15 @@ func (t *term) noteDeleted() {
 	}
 }
 
+// maxLists is how many lists are noted: those of other applications are told of, too.
+const maxLists = 10_000
+
 // lists are the keys of lists in which something is new.
 type lists struct {
-	mu     sync.Mutex
-	keys   map[string]struct{}
+	mu   sync.Mutex
+	keys map[string]struct{}
+	// lost: there were more, so that all have to be looked at.
+	lost   bool
 	filled chan struct{} // has a token while there may be some
 }
 
@@ -192,17 +211,19 @@ func newLists() *lists {
 func (l *lists) add(key string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.keys[key] = struct{}{}
+	if l.keys[key] = struct{}{}; len(l.keys) > maxLists {
+		l.keys, l.lost = map[string]struct{}{}, true
+	}
 	select {
 	case l.filled <- struct{}{}:
 	default:
 	}
 }
 
-func (l *lists) take() map[string]struct{} {
+func (l *lists) take() (keys map[string]struct{}, lost bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	keys := l.keys
-	l.keys = map[string]struct{}{}
-	return keys
+	keys, lost = l.keys, l.lost
+	l.keys, l.lost = map[string]struct{}{}, false
+	return keys, lost
 }

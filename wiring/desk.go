@@ -90,7 +90,12 @@ func (d *Desk) ClaimEpoch(ctx context.Context) (uint64, error) {
 		d.Reconciler.Guard.Load(trip)
 	}
 	d.saved = kept
-	d.epoch, err = d.Store.ClaimEpoch(ctx, d.epoch)
+	// The broker may be another server, which remembers more than that of the results.
+	known, err := d.Broker.Epoch(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("ask the broker for the epoch: %w", err)
+	}
+	d.epoch, err = d.Store.ClaimEpoch(ctx, max(d.epoch, known))
 	if err != nil {
 		return 0, fmt.Errorf("claim the epoch: %w", err)
 	}

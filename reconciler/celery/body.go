@@ -25,6 +25,9 @@ type invocation struct {
 const (
 	// maxBody is how many bytes of a body are read, decoded and decompressed.
 	maxBody = 8 << 20
+	// maxKept is how long an id, a name or a key may be: no longer one is in an
+	// index of PostgreSQL's, and what is remembered of a message is bounded by it.
+	maxKept = 8 << 10
 
 	typeJSON    = "application/json"
 	typeYAML    = "application/x-yaml"
@@ -261,7 +264,9 @@ func (s *rules) named(w walker, v item) (kwargs map[string]string, err error) {
 func argKey(w walker, v item) (key string, err error) {
 	switch v.kind {
 	case integer:
-		key = strings.Clone(v.raw)
+		if len(v.raw) <= maxKept {
+			key = strings.Clone(v.raw)
+		}
 	case text:
 		key, _ = keep(v)
 	case dict:
@@ -304,9 +309,13 @@ func typedUUID(w walker) (string, error) {
 	return hex, err
 }
 
-// keep copies a text out of the document, which it would else hold in memory.
+// keep copies a text out of the document, which it would else hold in memory; not
+// one that is too long.
 func keep(v item) (string, bool) {
 	s, ok := v.string()
+	if len(s) > maxKept {
+		return "", false
+	}
 	return strings.Clone(s), ok
 }
 

@@ -124,7 +124,8 @@ func (b *Broker) readBinding(ctx context.Context, pace *pacer, key string) ([]bo
 	}
 }
 
-// holdMessages are those of the lists whose first or last element is a message.
+// holdMessages are those of the lists whose first or last element is a message. A
+// key that is no list by now, or that our user may not read, is none.
 func (b *Broker) holdMessages(ctx context.Context, pace *pacer, keys []string) ([]string, error) {
 	var out []string
 	for page := range slices.Chunk(keys, 20) {

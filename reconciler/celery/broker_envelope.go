@@ -1,6 +1,6 @@
 package celery
 
-import "encoding/json"
+import "unicode/utf8"
 
 // tombstoneTag is the delivery tag of our tombstones. A worker that consumes one
 // finds an empty body, says at level WARNING that it deleted an unknown message,
@@ -8,14 +8,12 @@ import "encoding/json"
 const tombstoneTag = "orphanwatch-tombstone"
 
 // complete tells whether a worker survives this element: it has all that kombu
-// takes from a message without looking (virtual.Message, QoS.append).
+// takes from a message without looking (virtual.Message, QoS.append). It reads as
+// Reader does: what that can read, such as a header that is NaN, can be pulled.
 func complete(element string) bool {
-	var e, properties, info map[string]json.RawMessage
-	return json.Unmarshal([]byte(element), &e) == nil && members(e, "body", "headers") &&
-		json.Unmarshal(e["properties"], &properties) == nil && members(properties, "delivery_tag", "delivery_info") &&
-		json.Unmarshal(properties["delivery_info"], &info) == nil && members(info, "exchange", "routing_key")
-}
-
-func members(object map[string]json.RawMessage, first, second string) bool {
-	return object[first] != nil && object[second] != nil
+	w := jsonWalker{s: element}
+	var e parts
+	return utf8.ValidString(element) && e.read(&w) == nil && w.end() == nil &&
+		e.body.kind != missing && e.hasHeaders && e.hasProperties &&
+		e.properties.tag.kind != missing && e.properties.routed()
 }

@@ -21,7 +21,9 @@ import (
 const bzip2Bomb = "QlpoOTFBWSZTWXkRLlkAAAWbwNAEABAACixFkgoABAAIIABQpkxMgyMCpUyAAxK1b31tfjjOlK4CECFOpCRIJEyv5i31sYq905gh" +
 	"Ah+LuSKcKEg8iJcsgA=="
 
-func bomb(size int) string { return `[["` + strings.Repeat("a", size) + `"], {}, {"chord": null}]` }
+func bomb(size int) string {
+	return `[["7", "` + strings.Repeat("a", size) + `"], {}, {"chord": null}]`
+}
 
 func compressors(t *testing.T) map[string]func(string) string {
 	pack := func(s string, w func(io.Writer) io.WriteCloser) string {

@@ -46,6 +46,9 @@ const (
 	companionLetter = 'c'
 )
 
+// recordRevived is the evidence of a record whose row has been seen since.
+const recordRevived = "revived"
+
 // Look reads what Redis holds of each subject. Results are found under every
 // spelling of the id, under the seen one too. Only strings count as results.
 func (s *Store) Look(ctx context.Context, looks []reconciler.Look) ([]reconciler.Found, error) {
@@ -142,13 +145,14 @@ func (s *Store) answer(a asked, found []reconciler.Found, reply any) (next int, 
 		i := index - 1
 		to := &found[a.looks[i]]
 		if a.kinds[i] == recordLetter {
-			fields := strings.SplitN(tail, "\n", 5)
-			if len(fields) != 5 {
+			fields := strings.SplitN(tail, "\n", 6)
+			if len(fields) != 6 {
 				return 0, fmt.Errorf("look.lua: a record of %d fields", len(fields))
 			}
 			to.Deleted = head == string(reconciler.Deleted)
 			to.HoldUntil, to.Revoked, to.Ended = millis(fields[0]), fields[1] != "", fields[2] != ""
-			to.Table, to.Key = fields[3], fields[4]
+			to.Taken = fields[3] != "" && head != recordRevived
+			to.Table, to.Key = fields[4], fields[5]
 			continue
 		}
 		artifact := reconciler.Artifact{Kind: reconciler.CompanionKey, Key: a.keys[i], Stamp: reconciler.Stamp{Len: length, Head: head, Tail: tail}}

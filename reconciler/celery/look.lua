@@ -9,8 +9,8 @@
 --   next      the first key that was not looked at, or #KEYS + 1
 --   a, b, c   of an artifact its stamp (stamp.lua): length, head, tail;
 --             of a record: 0, evidence ('revived' where its row has been seen
---             to exist since), and one text of five fields with a line break
---             between: hold_until, revoked_at, ended, table, key ('' for none)
+--             to exist since), and one text of six fields with a line break
+--             between: hold_until, revoked_at, ended, messages, table, key ('' for none)
 local kinds, budget = ARGV[1], tonumber(ARGV[2])
 local out = { #KEYS + 1 }
 local missing = call('EXISTS', unpack(KEYS)) -- how many are still to be met
@@ -26,10 +26,10 @@ for i = 1, #KEYS do
   local kind = string.sub(kinds, i, i)
   local a, b, c
   if kind == 'r' then
-    local record = call('HMGET', KEYS[i], 'evidence', 'revived_at', 'hold_until', 'revoked_at', 'ended', 'table', 'key')
+    local record = call('HMGET', KEYS[i], 'evidence', 'revived_at', 'hold_until', 'revoked_at', 'ended', 'messages', 'table', 'key')
     if record[1] then
       a, b = 0, record[2] and 'revived' or record[1]
-      c = (record[3] or '') .. '\n' .. (record[4] or '') .. '\n' .. (record[5] or '') .. '\n' .. (record[6] or '') .. '\n' .. (record[7] or '')
+      c = (record[3] or '') .. '\n' .. (record[4] or '') .. '\n' .. (record[5] or '') .. '\n' .. (record[6] or '') .. '\n' .. (record[7] or '') .. '\n' .. (record[8] or '')
       missing = missing - 1
     end
   else

@@ -131,7 +131,7 @@ func (r *Reader) message(e *parts, place reconciler.Place) (m reconciler.Message
 	}
 	id, _ := e.headers.id.string()
 	name, ok := e.headers.task.string()
-	if id == "" || !ok { // a worker looks for headers.task first
+	if id == "" || len(id) > maxKept || !ok || len(name) > maxKept { // a worker looks for headers.task first
 		return m, errNoTask
 	}
 	m = reconciler.Message{ID: id, Name: name, TraceParent: e.traceParent(), Place: place}
