@@ -284,8 +284,8 @@ func attributed(s Situation, a Artifact, deletedIn BindingSet) (known, mine bool
 			}
 		case !s.Row.Candidates.Has(i):
 		case open && !b.Exclusive:
-		case a.Message != nil && len(b.Names) == 0:
-			known = false // R7: absence is no evidence for a message of any name
+		case a.Message != nil && (len(b.Names) == 0 || a.Name == ""):
+			known = false // R7: absence is no evidence for a message of no listed name
 		case a.Name != "":
 			// An id that is in no column says nothing by itself: every other task's is not either.
 			if b.HasName(a.Name) && (s.Row.Keyed.Has(i) || len(b.Names) > 0 || b.Exclusive) {
