@@ -6,7 +6,7 @@ import (
 )
 
 // maxFound bounds, in bytes, the messages that one sweep holds; what is over it
-// is found by the next.
+// is found by the next. One is held however large it is.
 const maxFound = 64 << 20
 
 // findMessages looks for the messages of works. Those that would not be removed by
@@ -140,10 +140,12 @@ func (s *search) keep(u *unit, m *Message) {
 			return
 		}
 	}
-	if s.bytes += len(m.Place.Envelope) + len(m.Place.Held); s.bytes > maxFound {
+	n := len(m.Place.Envelope) + len(m.Place.Held)
+	if s.bytes > 0 && s.bytes+n > maxFound {
 		u.more = true
 		return
 	}
+	s.bytes += n
 	u.found.Artifacts = append(u.found.Artifacts, messageArtifact(m))
 }
 

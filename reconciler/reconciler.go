@@ -257,7 +257,18 @@ func (r *Reconciler) decide(ctx context.Context, term Term, works []*Work, units
 		u.situation = r.situation(term, u, r.Now())
 		u.decision = Decide(u.situation)
 	}
-	return r.guard(ctx, works, units)
+	if err := r.guard(ctx, works, units); err != nil {
+		return err
+	}
+	for _, u := range units {
+		if u.more && len(u.found.Artifacts) == 0 && !u.row.Exists { // nothing was kept of it: that says nothing
+			u.decision = Decision{
+				Outcome: OutcomeDeferred, HeldBy: HeldByChange, After: retry(lookAgain, maxRetry, u.work.Attempts),
+				Reason: "there are more messages than one look holds",
+			}
+		}
+	}
+	return nil
 }
 
 // judgeLate fences units that were too late to be prompt, and judges them again
