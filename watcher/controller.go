@@ -45,7 +45,7 @@ type Options struct {
 	Queues     Queues
 	FindQueues func(ctx context.Context) error
 	Judge      Judge
-	Desk   Desk
+	Desk       Desk
 	// Remember is told of every deletion, before it is judged.
 	Remember func(reconciler.Subject)
 	Log      *slog.Logger
