@@ -75,7 +75,7 @@ func (l *messageLook) wanted(m *Message) bool {
 		return true
 	}
 	// One that is left for its chord is no news.
-	return r.remembers(Look{Subject: m.task(), Refs: m.Refs}) && !(l.onlyDeleted && m.InChord && !r.Policy.RemoveChords)
+	return r.remembers(Look{Subject: m.task(), Refs: m.Refs}) && (!l.onlyDeleted || !m.InChord || r.Policy.RemoveChords)
 }
 
 // compare looks up the rows of what has been read, and the records of what has none.

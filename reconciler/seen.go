@@ -68,7 +68,7 @@ func (s *Seen) Note(id, name string, rows []RowRef) {
 	s.new.tasks[id] = SeenTask{Name: strings.Clone(name), Refs: refs}
 	for _, r := range refs {
 		ids := s.new.rows[r]
-		if len(ids) < maxTasksOfRow && !(known && slices.Contains(ids, id)) {
+		if len(ids) < maxTasksOfRow && (!known || !slices.Contains(ids, id)) {
 			s.new.rows[r] = append(ids, id)
 		}
 	}

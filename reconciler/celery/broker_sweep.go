@@ -285,7 +285,7 @@ func (b *Broker) AppendLooks(to []reconciler.Look, key string) []reconciler.Look
 	return append(to, reconciler.Look{Subject: reconciler.Subject{Kind: reconciler.QueueList, ID: key}})
 }
 
-// Patterns: lists are not watched by their names, so that no new one is missed.
+// Patterns are none: lists are not watched by their names, so that no new one is missed.
 func (b *Broker) Patterns() []string { return nil }
 
 // ControlChannel is where workers hear revokes.
