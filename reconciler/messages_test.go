@@ -29,6 +29,22 @@ func TestMessagesOfADeletedTask(t *testing.T) {
 	require.Equal(t, map[string]int{"a": 1}, w.revoked, "and not revoked again")
 }
 
+// A message that is given back while a sweep goes on is met in both places.
+func TestAMessageInTwoPlaces(t *testing.T) {
+	w := newWorld(t, scans)
+	w.put("unacked a scan", "messages a scan", "messages a scan")
+	w.broker = w.broker[:2]
+	work := w.task("a")
+	verdicts, err := w.once(work)
+	require.NoError(t, err)
+	require.Equal(t, map[ArtifactKind]int{QueuedMessage: 1, UnackedMessage: 1}, verdicts[0].Removed)
+	require.Empty(t, w.holds())
+
+	w.put("messages a scan", "messages a scan")
+	w.before["pull"] = func() { w.broker = w.broker[:1] }
+	require.Equal(t, OutcomeRemoved, w.settle(w.task("a"))[0].Outcome, "met twice in one place, it is one")
+}
+
 // A revoke is by the ids as the messages write them.
 func TestRevokesBySpelling(t *testing.T) {
 	w := newWorld(t, scans)
@@ -54,8 +70,10 @@ func TestNoRevokeOfWhatHasEnded(t *testing.T) {
 			w.put("unacked a scan")
 			require.Equal(t, OutcomeRemoved, w.settle(w.task("a"))[0].Outcome)
 			require.Empty(t, w.holds())
+			w.calls = nil
 			require.Equal(t, OutcomeNoop, w.settle(w.task("a"))[0].Outcome)
 			require.Empty(t, w.revoked)
+			require.Equal(t, []string{"sweep", "artifacts", "rows"}, w.calls, "nor asked for")
 		})
 	}
 }
@@ -151,6 +169,27 @@ func TestAWeakWorkSweepsLate(t *testing.T) {
 		require.Len(t, w.holds(), 2)
 		require.Equal(t, OutcomeRemoved, w.settle(weak)[0].Outcome)
 		require.Empty(t, w.holds())
+	})
+	t.Run("another message of it is seen", func(t *testing.T) {
+		w := newWorld(t, named)
+		weak := work(w)
+		first(w, weak)
+		w.put("messages a/2 scan")
+		weak.See(w.broker[1].Bare())
+		first(w, weak)
+		require.Equal(t, map[ArtifactKind]int{QueuedMessage: 2}, w.settle(weak)[0].Removed)
+	})
+	t.Run("what a sweep has found needs none", func(t *testing.T) {
+		w := newWorld(t, named)
+		weak := work(w)
+		weak.Messages, w.running = nil, []Transaction{{ID: "2/1"}}
+		for range 5 {
+			_, err := w.once(weak)
+			require.NoError(t, err)
+			w.clock = w.clock.Add(policy.Grace)
+		}
+		require.Equal(t, 1, strings.Count(strings.Join(w.calls, " "), "sweep"))
+		require.Len(t, w.holds(), 1)
 	})
 	t.Run("transactions are open", func(t *testing.T) {
 		w := newWorld(t, named)

@@ -80,6 +80,15 @@ func TestSeenForgets(t *testing.T) {
 		_, known := s.Task("t")
 		require.False(t, known)
 	})
+	t.Run("asked late, and again", func(t *testing.T) {
+		s, now := newTestSeen(1000, age)
+		start := *now
+		s.Note("t", "scan", []RowRef{{0, "r"}})
+		*now = start.Add(2*age - 1)
+		require.Len(t, s.TasksOf(RowRef{0, "r"}), 1)
+		*now = start.Add(2 * age)
+		require.Empty(t, s.TasksOf(RowRef{0, "r"}), "being asked for does not keep it")
+	})
 	t.Run("noted again long after", func(t *testing.T) {
 		s, now := newTestSeen(1000, age)
 		s.Note("t", "scan", []RowRef{{0, "r"}})
