@@ -7,7 +7,7 @@ import (
 )
 
 // maxFound bounds, in bytes, the messages that one sweep holds; what is over it
-// is found by the next.
+// is found by the next. One is held however large it is.
 const maxFound = 64 << 20
 
 // findMessages looks for the messages of works. Those that would not be removed by

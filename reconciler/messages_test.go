@@ -1,11 +1,7 @@
 package reconciler
 
 import (
-	"context"
-	"errors"
 	"fmt"
-	"log/slog"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -14,485 +10,343 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// lab is both stores in memory: messages, records and living rows.
-type lab struct {
-	testing.TB
-	*Reconciler
+func TestMessagesOfADeletedTask(t *testing.T) {
+	w := newWorld(t, scans)
+	w.put("messages a scan", "messages b scan", "unacked a/2 scan")
+	v := w.settle(w.task("a"))[0]
+	require.Equal(t, OutcomeRemoved, v.Outcome)
+	require.Equal(t, map[ArtifactKind]int{QueuedMessage: 1, UnackedMessage: 1}, v.Removed)
+	require.Equal(t, []string{"b"}, w.holds())
+	require.Equal(t, map[string]int{"a": 1}, w.revoked)
+	require.Equal(t, v.Removed, w.records[TaskSubject("a")].count)
+	require.Equal(t, []string{"sweep", "artifacts", "rows", "bury", "revoke", "pull", "count"}, w.calls, "the record, the revoke, the messages")
+	require.Empty(t, v.Tasks, "its result has a work of its own")
 
-	messages []Message
-	records  map[Subject]Found
-	living   map[string]bool // by the row's key
-	revoked  []string
-	pulled   []string
-	looks    int
-	sweeps   int
-	// onLook is called before each look at rows, with its number.
-	onLook func(n int)
-	// popped are ids whose messages a worker takes just before they are pulled.
-	popped map[string]bool
-	xmax   uint64
-	// running are open transactions.
-	running []Transaction
+	w.put("unacked a/3 scan")
+	v = w.settle(&Work{Subject: TaskSubject("a").Messages(), Trigger: ByEvent, Messages: []*Message{w.broker[1].Bare()}})[0]
+	require.Equal(t, OutcomeRemoved, v.Outcome, "a retry is known by the record")
+	require.Equal(t, map[string]int{"a": 1}, w.revoked, "and not revoked again")
 }
 
-func newLab(t testing.TB, bindings ...Binding) *lab {
-	l := &lab{TB: t, records: map[Subject]Found{}, living: map[string]bool{}, popped: map[string]bool{}, xmax: 100}
-	r, err := New(Options{
-		Bindings: bindings, Policy: policy, Artifacts: labArtifacts{l}, Rows: labRows{l}, Messages: labMessages{l},
-		FindQueues: func(context.Context) error { return nil },
-		Guard:      NewGuard(policy, nil, time.Now), Memory: NewMemory(1000), Log: slog.New(slog.DiscardHandler),
-	})
+// A message that is given back while a sweep goes on is met in both places.
+func TestAMessageInTwoPlaces(t *testing.T) {
+	w := newWorld(t, scans)
+	w.put("unacked a scan", "messages a scan", "messages a scan")
+	w.broker = w.broker[:2]
+	work := w.task("a")
+	verdicts, err := w.once(work)
 	require.NoError(t, err)
-	l.Reconciler = r
-	r.firstPass.Store(true)
-	return l
+	require.Equal(t, map[ArtifactKind]int{QueuedMessage: 1, UnackedMessage: 1}, verdicts[0].Removed)
+	require.Empty(t, w.holds())
+
+	w.put("messages a scan", "messages a scan")
+	w.before["pull"] = func() { w.broker = w.broker[:1] }
+	require.Equal(t, OutcomeRemoved, w.settle(w.task("a"))[0].Outcome, "met twice in one place, it is one")
 }
 
-func (l *lab) queue(id, name string, refs ...RowRef) {
-	l.messages = append(l.messages, Message{
-		ID: id, Name: name, Refs: refs, Place: Place{Kind: QueuedMessage, List: "celery", Tag: "tag-" + id, Envelope: "{" + id + "}"},
-	})
+// A revoke is by the ids as the messages write them.
+func TestRevokesBySpelling(t *testing.T) {
+	w := newWorld(t, scans)
+	const id = "0a1b2c3d-0000-4000-8000-00000000002a"
+	w.put("unacked "+strings.ToUpper(id)+" scan", "unacked "+strings.ToUpper(id)+"/2 scan")
+	w.settle(w.task(id), w.task("unseen"))
+	require.Equal(t, map[string]int{strings.ToUpper(id): 1, "unseen": 1}, w.revoked)
 }
 
-func (l *lab) hold(id, name string, refs ...RowRef) {
-	l.queue(id, name, refs...)
-	l.messages[len(l.messages)-1].Place.Kind = UnackedMessage
-}
-
-func (l *lab) deleted(binding int, key string) Deletion {
-	return Deletion{Binding: binding, Key: key, Commit: &Commit{XID: 5, Time: time.Now()}}
-}
-
-func (l *lab) run(works ...*Work) []Verdict {
-	l.Helper()
-	verdicts, err := l.Reconcile(l.Context(), Term{Position: func() LSN { return 1 << 40 }}, works)
-	require.NoError(l, err)
-	return verdicts
-}
-
-type labRows struct{ *lab }
-
-func (l labRows) Look(_ context.Context, ls []Look) (RowLook, error) {
-	l.looks++
-	if l.onLook != nil {
-		l.onLook(l.looks)
-	}
-	states := make([]RowState, len(ls))
-	for i, look := range ls {
-		for b, binding := range l.Bindings {
-			if binding.CeleryID && look.Subject.Kind == Task {
-				states[i].Candidates = states[i].Candidates.With(b)
-				states[i].Keyed = states[i].Keyed.With(b)
-				states[i].Exists = states[i].Exists || l.living[look.Subject.ID] || l.living[look.Spelling]
-			}
-			if look.Subject.Kind == Row && look.Subject.Binding == b {
-				states[i].Candidates = states[i].Candidates.With(b)
-				states[i].Exists = states[i].Exists || l.living[look.Subject.ID]
-			}
-			for _, ref := range look.Refs {
-				if ref.Binding == b {
-					states[i].Candidates = states[i].Candidates.With(b)
-					states[i].Keyed = states[i].Keyed.With(b)
-					states[i].Argued = states[i].Argued.With(b)
-					states[i].Exists = states[i].Exists || l.living[ref.Key]
-				}
-			}
-		}
-	}
-	return RowLook{Snapshot: Snapshot{Xmin: l.xmax, Xmax: l.xmax, At: time.Now()}, States: states}, nil
-}
-
-func (l labRows) Running(context.Context) (Running, error) {
-	return Running{Asked: time.Now(), Virtual: l.running}, nil
-}
-
-func (l labRows) EmptyTables(context.Context) (BindingSet, error) { return 0, nil }
-func (l labRows) Reset()                                          {}
-
-type labArtifacts struct{ *lab }
-
-func (l labArtifacts) Look(_ context.Context, ls []Look) ([]Found, error) {
-	out := make([]Found, len(ls))
-	for i, look := range ls {
-		out[i] = l.records[look.Subject]
-	}
-	return out, nil
-}
-
-func (l labArtifacts) Remove(context.Context, uint64, []Removal) ([]RemoveResult, error) {
-	return nil, errors.New("no results here")
-}
-
-func (l labArtifacts) Bury(_ context.Context, _ uint64, bs []Burial) ([]Buried, error) {
-	out := make([]Buried, len(bs))
-	for i, b := range bs {
-		out[i] = Buried{Status: Removed}
-		f := l.records[b.Task]
-		if b.Count != nil {
-			f.Taken = f.Taken || b.Count[QueuedMessage] > 0
-			l.records[b.Task] = f
-			continue
-		}
-		f.Deleted = f.Deleted || b.Record.Evidence == Deleted
-		f.Table, f.Key = b.Record.Table, b.Record.Key
-		if b.Revoke && !f.Revoked {
-			f.Revoked, out[i].Revoke = true, true
-		}
-		l.records[b.Task] = f
-	}
-	return out, nil
-}
-
-func (l labArtifacts) Revive(context.Context, []Subject) error { return nil }
-
-type labMessages struct{ *lab }
-
-func (l labMessages) Sweep(_ context.Context, yield func([]Message) error) error {
-	l.sweeps++
-	for m := range slices.Chunk(slices.Clone(l.messages), 100) {
-		if err := yield(m); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (l labMessages) Pull(_ context.Context, _ uint64, pulls []Pull) ([]RemoveStatus, error) {
-	out := make([]RemoveStatus, len(pulls))
-	for i, p := range pulls {
-		at := slices.IndexFunc(l.messages, func(m Message) bool { return m.Place.Tag == p.Message.Place.Tag })
-		out[i] = Changed
-		if at < 0 {
-			continue
-		}
-		id := l.messages[at].ID
-		l.messages = slices.Delete(l.messages, at, at+1)
-		if !l.popped[id] {
-			out[i] = Removed
-			l.pulled = append(l.pulled, id)
-		}
-	}
-	return out, nil
-}
-
-func (l labMessages) Revoke(_ context.Context, ids []string) (int, int, error) {
-	for _, id := range ids {
-		if id == "" { // as revokeMessage does
-			return 0, 0, errors.New("revoke: an id is empty or no UTF-8")
-		}
-	}
-	l.revoked = append(l.revoked, ids...)
-	return 1, 1, nil
-}
-
-func (l labMessages) Release(context.Context, []Subject) error { return nil }
-
-var (
-	both   = Binding{Schema: "public", Table: "scans", Key: "id", CeleryID: true, Args: []int{0}, Names: []string{"scan"}}
-	argued = Binding{Schema: "public", Table: "scans", Key: "id", Args: []int{0}, Names: []string{"scan"}}
-)
-
-func strong(s Subject, d Deletion) *Work {
-	return &Work{Subject: s, Trigger: ByDelete, Seen: time.Now(), Deletions: []Deletion{d}}
-}
-
-// A row whose key cannot be a task's id must not stop all others.
-func TestAnEmptyKeyDoesNotStopRevokes(t *testing.T) {
-	l := newLab(t, scans)
-	l.hold("b", "scan")
-	l.run(strong(TaskSubject("").Messages(), l.deleted(0, "")))
-	verdicts := l.run(strong(TaskSubject("b").Messages(), l.deleted(0, "b")))
-	require.NoError(t, verdicts[0].Err)
-	require.Equal(t, []string{"b"}, l.pulled)
-	require.Equal(t, []string{"b"}, l.revoked)
-}
-
-// R9: a task whose queued message was taken out is not revoked, though two entries
-// of one row lead to it (celery_id and args:0), in one batch or one after another.
-func TestATaskTakenFromAQueueIsNotRevoked(t *testing.T) {
-	for _, batches := range []int{1, 2} {
-		t.Run(fmt.Sprintf("batches: %d", batches), func(t *testing.T) {
-			l := newLab(t, both)
-			l.queue("7", "scan", RowRef{0, "7"})
-			task, row := strong(TaskSubject("7").Messages(), l.deleted(0, "7")), strong(RowSubject(0, "7").Messages(), l.deleted(0, "7"))
-			if batches == 1 {
-				verdicts := l.run(task, row)
-				require.Equal(t, 1, l.sweeps)
-				require.Equal(t, OutcomeRemoved, verdicts[0].Outcome)
-				_, again := verdicts[1].Again()
-				require.False(t, again, "%+v", verdicts[1])
-				require.Equal(t, 1, total(verdicts[0].Removed)+total(verdicts[1].Removed))
-			} else {
-				l.run(task)
-				l.run(row)
-			}
-			require.Equal(t, []string{"7"}, l.pulled)
-			require.Empty(t, l.revoked)
+func TestNoRevokeOfWhatHasEnded(t *testing.T) {
+	for name, set := range map[string]func(w *world){
+		"its result says so": func(w *world) {
+			w.results[TaskSubject("a")] = Artifact{Kind: ResultKey, Ended: true}
+		},
+		"the record of its result says so": func(w *world) { w.records[TaskSubject("a")] = &worldRecord{ended: true, count: map[ArtifactKind]int{}} },
+		"revoked before": func(w *world) {
+			w.records[TaskSubject("a")] = &worldRecord{revoked: true, count: map[ArtifactKind]int{}}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, scans)
+			set(w)
+			w.put("unacked a scan")
+			require.Equal(t, OutcomeRemoved, w.settle(w.task("a"))[0].Outcome)
+			require.Empty(t, w.holds())
+			w.calls = nil
+			require.Equal(t, OutcomeNoop, w.settle(w.task("a"))[0].Outcome)
+			require.Empty(t, w.revoked)
+			require.Equal(t, []string{"sweep", "artifacts", "rows"}, w.calls, "nor asked for")
 		})
 	}
 }
 
-// R9: what comes back because of one task does not revoke the others of its row.
-func TestARowThatComesBackDoesNotRevokeWhatWasTaken(t *testing.T) {
-	l := newLab(t, argued)
-	for _, id := range []string{"a", "b", "c"} {
-		l.queue(id, "scan", RowRef{0, "7"})
+// All the tasks of a row: queued, in hand, and one that was only seen before.
+func TestMessagesOfADeletedRow(t *testing.T) {
+	w := newWorld(t, argued)
+	w.put("messages q scan 0:r", "unacked u scan 0:r", "messages living scan 0:other", "messages both scan 0:r 0:other", "messages mail mail")
+	w.rows[RowRef{0, "other"}] = true
+	w.seen.Note("seen", "scan", []RowRef{{0, "r"}})
+	v := w.settle(w.row(0, "r"))[0]
+	require.Equal(t, OutcomeRemoved, v.Outcome)
+	require.Equal(t, map[ArtifactKind]int{QueuedMessage: 1, UnackedMessage: 1}, v.Removed)
+	require.Equal(t, []string{"living", "both", "mail"}, w.holds(), "a task that names a living row too is left")
+	require.Equal(t, map[string]int{"u": 1, "seen": 1}, w.revoked)
+	var tasks []string
+	for _, l := range v.Tasks {
+		require.Contains(t, l.Refs, RowRef{0, "r"})
+		tasks = append(tasks, l.Subject.ID)
 	}
-	l.popped["b"] = true
-	w := strong(RowSubject(0, "7").Messages(), l.deleted(0, "7"))
-	verdicts := l.run(w)
-	_, again := verdicts[0].Again()
-	require.True(t, again)
-	l.run(w)
-	require.Equal(t, []string{"b"}, l.revoked, "the one that a worker has popped")
+	require.ElementsMatch(t, []string{"q", "u", "seen"}, tasks)
+	require.Equal(t, "r", w.records[TaskSubject("q")].key)
+	require.True(t, w.records[TaskSubject("u")].revoked)
 }
 
-// R9: one message of a task was taken out, another popped: it may run.
-func TestATaskOfTwoMessagesOneOfThemPoppedIsRevoked(t *testing.T) {
-	l := newLab(t, scans)
-	l.queue("a", "scan")
-	l.queue("a", "scan")
-	l.messages[1].Place.Tag = "tag-2"
-	w := strong(TaskSubject("a").Messages(), l.deleted(0, "a"))
-	taken := labPull{labMessages{l}, "tag-2"}
-	l.Messages = taken
-	verdicts := l.run(w)
-	_, again := verdicts[0].Again()
-	require.True(t, again)
-	l.run(w)
-	require.Equal(t, []string{"a"}, l.revoked)
-}
-
-// labPull: a worker has just popped the message with that tag.
-type labPull struct {
-	labMessages
-	tag string
-}
-
-func (l labPull) Pull(ctx context.Context, epoch uint64, pulls []Pull) ([]RemoveStatus, error) {
-	l.messages = slices.DeleteFunc(l.messages, func(m Message) bool { return m.Place.Tag == l.tag })
-	return l.labMessages.Pull(ctx, epoch, pulls)
-}
-
-// R1: pages of revokes wait for their limit; by then the row may be there again.
-func TestRowsAreReadAgainBeforeALatePage(t *testing.T) {
-	l := newLab(t, scans)
-	l.revokes.held = rate.NewLimiter(2*revokePage, revokePage) // the second page waits
-	var works []*Work
-	for i := range revokePage + revokePage/2 {
-		id := fmt.Sprint(i)
-		l.hold(id, "scan")
-		works = append(works, strong(TaskSubject(id).Messages(), l.deleted(0, id)))
-	}
-	last := fmt.Sprint(len(works) - 1)
-	first := 0
-	l.onLook = func(n int) {
-		if first = max(first, n); n > 1 {
-			l.living[last] = true
+func TestARowThatIsInsertedAgain(t *testing.T) {
+	for _, b := range []Binding{scans, argued} {
+		w := newWorld(t, b)
+		w.put("messages a scan 0:a", "unacked a/2 scan 0:a")
+		works := []*Work{w.task("a")}
+		if b.ByArgument() {
+			works = []*Work{w.row(0, "a")}
 		}
-	}
-	l.run(works...)
-	require.NotContains(t, l.pulled, last)
-	require.NotContains(t, l.revoked, last)
-	require.Contains(t, l.pulled, "0")
-}
-
-// What one sweep cannot hold is looked for again; it is neither done nor revoked.
-func TestWhatASweepDoesNotHoldComesBack(t *testing.T) {
-	l := newLab(t, scans)
-	big := strings.Repeat("x", maxFound*2/3)
-	l.queue("a", "scan")
-	l.queue("b", "scan")
-	for i := range l.messages {
-		l.messages[i].Place.Envelope += big
-	}
-	a, b := strong(TaskSubject("a").Messages(), l.deleted(0, "a")), strong(TaskSubject("b").Messages(), l.deleted(0, "b"))
-	verdicts := l.run(a, b)
-	_, again := verdicts[1].Again()
-	require.True(t, again, "%+v", verdicts[1])
-	l.run(b)
-	require.Equal(t, []string{"a", "b"}, l.pulled)
-	require.Empty(t, l.revoked)
-
-	l.queue("c", "scan")
-	l.messages[0].Place.Envelope += big + big
-	l.run(strong(TaskSubject("c").Messages(), l.deleted(0, "c")))
-	require.Contains(t, l.pulled, "c", "one that is larger than all that a sweep may hold")
-}
-
-// A work that waits and comes back is one orphan for the guard, not many.
-func TestTheGuardCountsAnOrphanOnce(t *testing.T) {
-	l := newLab(t, named)
-	l.queue("a", "scan")
-	bare := l.messages[0].Bare()
-	l.messages = nil
-	w := &Work{Subject: TaskSubject("a").Messages(), Trigger: ByEvent, Messages: []*Message{bare}}
-	w.noticeMessages([]Artifact{messageArtifact(bare)}, time.Now().Add(-time.Minute))
-	w.Fence = NewFence(time.Now(), Running{})
-	w.Fence.Observe(Running{Asked: time.Now()})
-	l.Messages = neverPulled{labMessages{l}, *bare}
-	for range 2 * policy.MinSample {
-		verdicts := l.run(w)
-		require.Nil(t, l.Guard.Tripped(), "%+v", verdicts[0])
+		w.records[TaskSubject("a")] = &worldRecord{evidence: Deleted, hold: w.clock.Add(time.Hour)}
+		w.rows[RowRef{0, "a"}] = true
+		v := w.settle(works...)[0]
+		require.Equal(t, OutcomeKept, v.Outcome)
+		require.Empty(t, v.Tasks)
+		require.Len(t, w.holds(), 2)
+		require.Empty(t, w.revoked)
+		require.Equal(t, []Subject{TaskSubject("a")}, w.revived)
+		require.Equal(t, []Subject{TaskSubject("a")}, w.released)
+		require.False(t, w.Memory.Has(works[0].Subject.Owner()), "its deletion is no evidence any more")
 	}
 }
 
-// neverPulled: a worker is always faster.
-type neverPulled struct {
-	labMessages
-	message Message
-}
-
-func (l neverPulled) Sweep(_ context.Context, yield func([]Message) error) error {
-	return yield([]Message{l.message})
-}
-
-func (l neverPulled) Pull(_ context.Context, _ uint64, pulls []Pull) ([]RemoveStatus, error) {
-	return slices.Repeat([]RemoveStatus{Changed}, len(pulls)), nil
-}
-
-// Looks hold a bounded part of large messages.
-func TestLooksLetLargeMessagesGo(t *testing.T) {
-	l := newLab(t, scans)
-	held, most := 0, 0
-	l.onLook = func(int) { held = 0 }
-	big := strings.Repeat("x", 1<<20)
-	err := func() error {
-		_, err := l.LookAtMessages(t.Context(), func(_ context.Context, yield func([]Message) error) error {
-			for i := range 100 {
-				held += len(big)
-				most = max(most, held)
-				if err := yield([]Message{{ID: fmt.Sprint(i), Name: "scan", Place: Place{Tag: fmt.Sprint(i), Envelope: big}}}); err != nil {
-					return err
-				}
-			}
-			return nil
-		}, false, func(context.Context, []Suspect) error { return nil })
-		return err
-	}()
-	require.NoError(t, err)
-	require.LessOrEqual(t, most, 16<<20)
-}
-
-// Messages of one task that name one row and another by turns do not fill what is
-// remembered of a row.
-func TestSeenHoldsATaskOfARowOnce(t *testing.T) {
-	s := NewSeen(100, time.Hour, time.Now)
-	for range 2 * maxTasksOfRow {
-		s.Note("a", "scan", []RowRef{{0, "1"}})
-		s.Note("a", "scan", []RowRef{{0, "1"}, {0, "2"}})
+// What was just seen is judged on what is known of it; only what would be removed is
+// swept for.
+func TestAWeakWorkSweepsLate(t *testing.T) {
+	work := func(w *world) *Work {
+		w.put("messages a scan")
+		return &Work{Subject: TaskSubject("a").Messages(), Trigger: ByEvent, Messages: []*Message{w.broker[0].Bare()}}
 	}
-	s.Note("b", "scan", []RowRef{{0, "1"}})
-	require.Equal(t, []string{"a", "b"}, s.TasksOf(RowRef{0, "1"}))
-	require.Equal(t, []string{"a"}, s.TasksOf(RowRef{0, "2"}))
-}
-
-// Where nothing tells of new messages, all are looked at each second: those of living
-// rows must not outweigh orphans, which are counted once.
-func TestTheGuardCountsALivingMessageOnce(t *testing.T) {
-	l := newLab(t, named)
-	for i := range 20 {
-		id := fmt.Sprint(i)
-		l.queue(id, "scan")
-		l.living[id] = true
+	first := func(w *world, weak *Work) {
+		verdicts, err := w.once(weak)
+		require.NoError(w, err)
+		require.Equal(w, HeldByGrace, verdicts[0].HeldBy)
+		require.NotContains(w, w.calls, "sweep")
+		w.clock = w.clock.Add(policy.Grace)
 	}
-	for range 100 {
-		_, err := l.LookAtMessages(t.Context(), labMessages{l}.Sweep, false, func(context.Context, []Suspect) error { return nil })
+	t.Run("removed", func(t *testing.T) {
+		w := newWorld(t, named)
+		weak := work(w)
+		first(w, weak)
+		require.Equal(t, OutcomeRemoved, w.settle(weak)[0].Outcome)
+		require.Empty(t, w.holds())
+		require.Contains(t, w.calls, "sweep")
+	})
+	t.Run("the row appears before the second look", func(t *testing.T) {
+		w := newWorld(t, named)
+		weak := work(w)
+		first(w, weak)
+		w.rows[RowRef{0, "a"}] = true
+		require.Equal(t, OutcomeKept, w.settle(weak)[0].Outcome)
+		require.NotContains(t, w.calls, "sweep")
+	})
+	t.Run("the row appears during the sweep", func(t *testing.T) {
+		w := newWorld(t, named)
+		weak := work(w)
+		first(w, weak)
+		w.before["sweep"] = func() { w.rows[RowRef{0, "a"}] = true }
+		require.Equal(t, OutcomeKept, w.settle(weak)[0].Outcome)
+		require.Equal(t, []string{"a"}, w.holds())
+	})
+	t.Run("another message of it has come", func(t *testing.T) {
+		w := newWorld(t, named)
+		weak := work(w)
+		first(w, weak)
+		w.before["sweep"] = func() { w.put("messages a/2 scan") }
+		verdicts, err := w.once(weak)
 		require.NoError(t, err)
-	}
-	require.True(t, l.Guard.ObserveEvents(60, 60), "60 of 80 tasks look orphaned")
-}
-
-// A row whose key is a text may be a UUID in any spelling, which is then its task's.
-func TestAMessageIsLookedUpAsItIsWritten(t *testing.T) {
-	const id = "0A1b2C3d-0000-4000-8000-00000000002a"
-	l := newLab(t, named)
-	l.living[id] = true
-	l.queue(id, "scan")
-	var suspects []Suspect
-	_, err := l.LookAtMessages(t.Context(), labMessages{l}.Sweep, false, func(_ context.Context, s []Suspect) error {
-		suspects = append(suspects, s...)
-		return nil
+		require.Equal(t, HeldByGrace, verdicts[0].HeldBy, "the grace begins anew")
+		require.Len(t, w.holds(), 2)
+		require.Equal(t, OutcomeRemoved, w.settle(weak)[0].Outcome)
+		require.Empty(t, w.holds())
 	})
-	require.NoError(t, err)
-	require.Empty(t, suspects)
-
-	// It is inserted after the first look.
-	delete(l.living, id)
-	_, err = l.LookAtMessages(t.Context(), labMessages{l}.Sweep, false, func(_ context.Context, s []Suspect) error {
-		suspects = append(suspects, s...)
-		return nil
+	t.Run("another message of it is seen", func(t *testing.T) {
+		w := newWorld(t, named)
+		weak := work(w)
+		first(w, weak)
+		w.put("messages a/2 scan")
+		weak.See(w.broker[1].Bare())
+		first(w, weak)
+		require.Equal(t, map[ArtifactKind]int{QueuedMessage: 2}, w.settle(weak)[0].Removed)
 	})
-	require.NoError(t, err)
-	require.Len(t, suspects, 1)
-	l.living[id] = true
-	verdicts := l.run(&Work{Subject: suspects[0].Subject, Spelling: suspects[0].Spelling, Trigger: ByEvent, Messages: []*Message{suspects[0].Message}})
-	require.Equal(t, OutcomeKept, verdicts[0].Outcome)
-}
-
-// While a transaction is open that may be inserting the row again, nothing is swept:
-// it may be open for very long.
-func TestWhatWaitsForTransactionsDoesNotSweep(t *testing.T) {
-	l := newLab(t, both)
-	l.running = []Transaction{{ID: "3/7"}}
-	l.queue("7", "scan", RowRef{0, "7"})
-	late := l.deleted(0, "7")
-	late.Commit.Time = time.Now().Add(-time.Minute)
-	task, row := strong(TaskSubject("7").Messages(), late), strong(RowSubject(0, "7").Messages(), late)
-	unseen := strong(TaskSubject("8").Messages(), late)
-	for range 10 {
-		for _, v := range l.run(task, row, unseen) {
-			require.Equal(t, HeldByTransactions, v.HeldBy, "%+v", v)
+	t.Run("what a sweep has found needs none", func(t *testing.T) {
+		w := newWorld(t, named)
+		weak := work(w)
+		weak.Messages, w.running = nil, []Transaction{{ID: "2/1"}}
+		for range 5 {
+			_, err := w.once(weak)
+			require.NoError(t, err)
+			w.clock = w.clock.Add(policy.Grace)
 		}
-	}
-	require.Equal(t, 1, l.sweeps)
-	l.running = nil
-	for _, v := range l.run(task, row, unseen) {
-		_, again := v.Again()
-		require.False(t, again, "%+v", v)
-	}
-	require.Equal(t, []string{"7"}, l.pulled)
-	require.Equal(t, []string{"8"}, l.revoked)
+		require.Equal(t, 1, strings.Count(strings.Join(w.calls, " "), "sweep"))
+		require.Len(t, w.holds(), 1)
+	})
+	t.Run("transactions are open", func(t *testing.T) {
+		w := newWorld(t, named)
+		weak := work(w)
+		w.running = []Transaction{{ID: "2/1"}}
+		first(w, weak)
+		verdicts, err := w.once(weak)
+		require.NoError(t, err)
+		require.Equal(t, HeldByTransactions, verdicts[0].HeldBy)
+		w.running = nil
+		require.Equal(t, OutcomeRemoved, w.settle(weak)[0].Outcome)
+	})
 }
 
-// R1: a revoke that could not be published is not published later for a row that is
-// there again by then: its task may have the same id.
-func TestALateRevokeIsOfNoLivingRow(t *testing.T) {
-	l := newLab(t, scans)
-	l.hold("a", "scan")
-	l.hold("b", "scan")
-	l.Messages = mute{labMessages{l}}
-	a, b := strong(TaskSubject("a").Messages(), l.deleted(0, "a")), strong(TaskSubject("b").Messages(), l.deleted(0, "b"))
-	verdicts := l.run(a, b)
-	require.Error(t, verdicts[0].Err)
-	require.Empty(t, l.pulled)
-	l.Messages = labMessages{l}
-	l.living["a"] = true
-	l.run(a, b)
-	require.Equal(t, []string{"b"}, l.revoked)
-	require.Equal(t, []string{"b"}, l.pulled)
-}
-
-// mute: revokes fail.
-type mute struct{ labMessages }
-
-func (mute) Revoke(context.Context, []string) (int, int, error) { return 0, 0, errStore }
-
-// A guard that trips because living messages are long ago says so, too.
-func TestATripByTimeIsLogged(t *testing.T) {
-	l := newLab(t, named)
-	var log strings.Builder
-	l.Reconciler.Log = slog.New(slog.NewTextHandler(&log, nil))
-	now := time.Now()
-	l.Guard = NewGuard(policy, nil, func() time.Time { return now })
-	require.False(t, l.Guard.ObserveEvents(60, 0))
-	now = now.Add(guardWindow / 2)
-	require.False(t, l.Guard.ObserveEvents(50, 50))
-	now = now.Add(guardWindow * 3 / 5)
-	l.queue("1", "scan")
-	l.living["1"] = true
-	_, err := l.LookAtMessages(t.Context(), labMessages{l}.Sweep, false, func(context.Context, []Suspect) error { return nil })
+// A deletion that is not prompt is judged again behind a fence, in the same attempt.
+func TestALateDeletionIsJudgedAtOnce(t *testing.T) {
+	w := newWorld(t, scans)
+	w.put("messages a scan", "messages b scan")
+	late, other := w.task("a"), w.task("b")
+	w.clock = w.clock.Add(time.Minute)
+	w.before["running"] = func() { w.rows[RowRef{0, "b"}] = true } // commits while the fence is taken
+	verdicts, err := w.once(late, other)
 	require.NoError(t, err)
-	require.NotNil(t, l.Guard.Tripped())
-	require.Contains(t, log.String(), "the guard has tripped")
+	require.Equal(t, OutcomeRemoved, verdicts[0].Outcome)
+	require.Equal(t, OutcomeKept, verdicts[1].Outcome)
+	require.Equal(t, []string{"b"}, w.holds())
+	require.Equal(t, 1, strings.Count(strings.Join(w.calls, " "), "sweep"))
+}
+
+// A worker pops a message between the sweep and the pull: it is found in its hands,
+// and revoked, once.
+func TestAMessagePoppedMeanwhile(t *testing.T) {
+	w := newWorld(t, scans)
+	w.put("messages a scan")
+	w.before["pull"] = func() { w.popped("a") }
+	work := w.task("a")
+	verdicts, err := w.once(work)
+	require.NoError(t, err)
+	require.Equal(t, OutcomeDeferred, verdicts[0].Outcome)
+	require.Equal(t, HeldByChange, verdicts[0].HeldBy)
+	require.Equal(t, lookAgain, verdicts[0].After)
+	require.Empty(t, w.revoked)
+	v := w.settle(work)[0]
+	require.Equal(t, map[ArtifactKind]int{UnackedMessage: 1}, v.Removed)
+	require.Equal(t, map[string]int{"a": 1}, w.revoked)
+	require.Empty(t, w.holds())
+}
+
+func TestRefusals(t *testing.T) {
+	for _, by := range []string{"bury", "pull"} {
+		for status, want := range map[RemoveStatus]HeldBy{Paused: HeldByPause, Held: HeldByRestore} {
+			t.Run(fmt.Sprint(by, " ", status), func(t *testing.T) {
+				w := newWorld(t, scans)
+				w.put("unacked a scan", "messages b scan")
+				w.says[by] = status
+				verdicts, err := w.once(w.task("a"), w.task("b"))
+				require.NoError(t, err)
+				for _, v := range verdicts {
+					require.Equal(t, want, v.HeldBy)
+					_, again := v.Again()
+					require.Equal(t, status == Paused, again)
+					require.Empty(t, v.Removed)
+				}
+				require.Len(t, w.holds(), 2)
+				require.Equal(t, by == "pull", w.revoked["a"] == 1)
+			})
+		}
+		t.Run(by+" stale", func(t *testing.T) {
+			w := newWorld(t, scans)
+			w.put("unacked a scan")
+			w.says[by] = Stale
+			verdicts, err := w.once(w.task("a"))
+			require.ErrorIs(t, err, ErrStale)
+			require.NotEqual(t, OutcomeRemoved, verdicts[0].Outcome)
+			require.Len(t, w.holds(), 1)
+			require.Equal(t, by == "pull", w.revoked["a"] == 1)
+		})
+	}
+}
+
+func TestRevokeLimits(t *testing.T) {
+	w := newWorld(t, scans)
+	w.revokes.unseen = rate.NewLimiter(0, 1)
+	for _, v := range w.settle(w.task("a"), w.task("b")) {
+		require.Equal(t, OutcomeNoop, v.Outcome)
+	}
+	require.Len(t, w.revoked, 1, "what nobody may have is not worth waiting for")
+	require.Len(t, w.records, 1)
+
+	w = newWorld(t, scans)
+	w.revokes.held = rate.NewLimiter(rate.Every(10*time.Millisecond), 1)
+	w.put("unacked a scan", "unacked b scan")
+	began := time.Now()
+	w.settle(w.task("a"), w.task("b"))
+	require.Equal(t, map[string]int{"a": 1, "b": 1}, w.revoked, "what is in a worker's hands waits")
+	require.GreaterOrEqual(t, time.Since(began), 9*time.Millisecond)
+}
+
+// A chord's member is left and revoked, unless nobody waits for the chord.
+func TestChords(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		body   *ChordBody
+		set    func(w *world)
+		remove bool
+	}{
+		{"nothing is known of its body", nil, nil, false},
+		{"its body's row exists", &ChordBody{ID: "body"}, func(w *world) { w.rows[RowRef{0, "body"}] = true }, false},
+		{"its body's row is only absent", &ChordBody{ID: "body"}, nil, false},
+		{"its body's row was deleted", &ChordBody{ID: "body"}, func(w *world) { w.Memory.Add(TaskSubject("body")) }, true},
+		{"its body's row was deleted and inserted again", &ChordBody{ID: "body"}, func(w *world) {
+			w.Memory.Add(TaskSubject("body"))
+			w.rows[RowRef{0, "body"}] = true
+		}, false},
+		{"its body is of the same row", &ChordBody{ID: "a"}, nil, true},
+		{"policy", nil, func(w *world) { w.Policy.RemoveChords = true }, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t, scans)
+			w.put("messages a scan")
+			w.broker[0].InChord, w.broker[0].Body = true, c.body
+			if c.set != nil {
+				c.set(w)
+			}
+			v := w.settle(w.task("a"))[0]
+			require.Equal(t, c.remove, len(w.holds()) == 0)
+			require.Equal(t, c.remove, v.Outcome == OutcomeRemoved, v.Outcome)
+			require.Equal(t, c.remove, len(w.revoked) == 0)
+			if !c.remove {
+				require.Equal(t, HeldByChord, v.HeldBy)
+				require.Equal(t, OutcomeReported, w.settle(w.task("a"))[0].Outcome)
+				require.Equal(t, map[string]int{"a": 1}, w.revoked, "once")
+			}
+		})
+	}
+}
+
+// A sweep holds so many bytes; the rest is found by the next.
+func TestManyBytes(t *testing.T) {
+	w := newWorld(t, scans)
+	big := strings.Repeat("x", maxFound/2+1)
+	for i := range 4 {
+		w.put(fmt.Sprintf("messages a/%d scan", i), "messages b scan")
+		w.broker[2*i].Place.Envelope, w.broker[2*i+1].Place.Envelope = big, big
+		w.broker[2*i+1].Place.Tag = fmt.Sprint("b", i)
+	}
+	verdicts, err := w.once(w.task("a"), w.task("b"))
+	require.NoError(t, err)
+	for i, v := range verdicts {
+		require.Equal(t, OutcomeDeferred, v.Outcome, i)
+	}
+	require.Len(t, w.holds(), 7)
+	w.settle(w.task("a"), w.task("b"))
+	require.Empty(t, w.holds())
+	require.Empty(t, w.revoked, "what is in a queue is in no worker's hands")
+
+	w.put("messages a scan")
+	w.broker[0].Place.Envelope = big + big
+	w.settle(w.task("a"))
+	require.Empty(t, w.holds(), "one is taken, however large")
 }

@@ -215,12 +215,14 @@ func (r *Reconciler) judge(ctx context.Context, term Term, works []*Work, verdic
 	}
 	err = errors.Join(
 		r.remove(ctx, term, units, verdicts, spans),
-		r.takeMessages(ctx, term, works, units, verdicts, spans),
-		r.revive(ctx, units),
-		r.fence(ctx, unfenced(units)), // without one, the next look takes it
-	)
+		r.takeMessages(ctx, term, works, units, verdicts, spans))
+	reviving := r.revive(ctx, units)
+	err = errors.Join(err, reviving,
+		r.fence(ctx, unfenced(units))) // without one, the next look takes it
 	for _, u := range units {
 		switch {
+		case reviving != nil && u.revives():
+			verdicts[u.of].merge(failed(reviving, works[u.of].Attempts+1))
 		case !u.acts():
 			verdicts[u.of].merge(Verdict{Decision: u.decision})
 		case !u.done && err != nil:
@@ -287,6 +289,11 @@ func unfenced(units []*unit) (works []*Work) {
 	return works
 }
 
+// revives tells whether a record says what the row's existence ends.
+func (u *unit) revives() bool {
+	return u.row.Exists && u.sees && (u.found.Deleted || !u.found.HoldUntil.IsZero())
+}
+
 // revive forgets the deletions of rows that exist again.
 func (r *Reconciler) revive(ctx context.Context, units []*unit) error {
 	var revived, held []Subject
@@ -298,7 +305,7 @@ func (r *Reconciler) revive(ctx context.Context, units []*unit) error {
 		if len(u.look.Refs) == 1 && !r.byID { // else the row that exists may be another
 			r.Memory.Forget(u.look.Refs[0].Subject())
 		}
-		if u.found.Deleted || !u.found.HoldUntil.IsZero() {
+		if u.revives() {
 			revived = append(revived, u.look.Subject)
 		}
 		if !u.found.HoldUntil.IsZero() && u.look.Subject.Kind == Task {

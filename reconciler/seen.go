@@ -54,19 +54,21 @@ func (s *Seen) Add(m *Message) {
 func (s *Seen) Note(id, name string, rows []RowRef) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	had, ok := s.new.tasks[id]
-	if ok && slices.Equal(had.Refs, rows) {
+	s.turn()
+	had, known := s.new.tasks[id]
+	if known && slices.Equal(had.Refs, rows) {
 		return
 	}
-	if now := s.now(); len(s.new.tasks) >= s.limit/2 || now.Sub(s.new.since) >= s.age {
-		s.old, s.new, ok = s.new, newSeenTasks(now), false
+	if len(s.new.tasks) >= s.limit/2 {
+		s.old, s.new, known = s.new, newSeenTasks(s.now()), false
 	}
 	// Cloned: they are parts of the whole message.
 	id = strings.Clone(id)
 	refs := cloneRefs(rows)
 	s.new.tasks[id] = SeenTask{Name: strings.Clone(name), Refs: refs}
 	for _, r := range refs {
-		if ids := s.new.rows[r]; len(ids) < maxTasksOfRow && (!ok || !slices.Contains(ids, id)) {
+		ids := s.new.rows[r]
+		if len(ids) < maxTasksOfRow && (!known || !slices.Contains(ids, id)) {
 			s.new.rows[r] = append(ids, id)
 		}
 	}
@@ -76,10 +78,11 @@ func (s *Seen) Note(id, name string, rows []RowRef) {
 func (s *Seen) Task(id string) (SeenTask, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.turn()
 	if t, ok := s.new.tasks[id]; ok {
 		return t, true
 	}
-	t, ok := s.fresh().tasks[id]
+	t, ok := s.old.tasks[id]
 	return t, ok
 }
 
@@ -87,8 +90,9 @@ func (s *Seen) Task(id string) (SeenTask, bool) {
 func (s *Seen) TasksOf(row RowRef) []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.turn()
 	ids := slices.Clone(s.new.rows[row])
-	for _, id := range s.fresh().rows[row] {
+	for _, id := range s.old.rows[row] {
 		if !slices.Contains(ids, id) {
 			ids = append(ids, id)
 		}
@@ -96,10 +100,12 @@ func (s *Seen) TasksOf(row RowRef) []string {
 	return ids
 }
 
-// fresh are the older tasks, if they are not too old.
-func (s *Seen) fresh() seenTasks {
-	if s.now().Sub(s.new.since) >= s.age {
-		s.old = seenTasks{}
+// turn lets go of what is too old, whether or not anything new comes.
+func (s *Seen) turn() {
+	switch now := s.now(); {
+	case now.Sub(s.new.since) >= 2*s.age:
+		s.old, s.new = seenTasks{}, newSeenTasks(now)
+	case now.Sub(s.new.since) >= s.age:
+		s.old, s.new = s.new, newSeenTasks(s.new.since.Add(s.age))
 	}
-	return s.old
 }

@@ -102,7 +102,7 @@ func appendFields(args []any, id string, r reconciler.Record) []any {
 	if r.TraceID != "" {
 		args = append(args, "trace_id", r.TraceID)
 	}
-	if r.Ended {
+	if r.Ended { // the last one: see remove.lua
 		args = append(args, "ended", "1")
 	}
 	return args

@@ -24,8 +24,9 @@
 --
 -- The record is a hash. Written once: evidence (which later becomes 'deleted' if
 -- a later removal was on that), removed_at (ms) and the fields of ARGV. Updated:
--- again_at (ms), revived_at (gone: the row no longer exists), results, companions (how many), and for each undo key a field
--- '@' .. key: when the original would have expired (ms, -1 never).
+-- again_at (ms), ended (where it is the last field of ARGV), revived_at (gone: the
+-- row no longer exists), results, companions (how many), and for each undo key a
+-- field '@' .. key: when the original would have expired (ms, -1 never).
 -- It is written before the removal, so that a full memory stops both.
 local control = call('HMGET', KEYS[1], 'epoch', 'paused')
 if control[1] ~= ARGV[1] then
@@ -71,6 +72,9 @@ local text = string.format('%.0f', now)
 local fields
 if known then
   fields = { 'again_at', text, 'evidence', ARGV[5] == 'deleted' and ARGV[5] or known }
+  if nfields > 0 and ARGV[5 + nfields] == 'ended' then
+    fields[5], fields[6] = 'ended', ARGV[6 + nfields]
+  end
 else
   fields = { 'removed_at', text, 'evidence', ARGV[5], unpack(ARGV, 7, 6 + nfields) }
 end

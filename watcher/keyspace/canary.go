@@ -50,7 +50,7 @@ func (w *watch) refused(ctx context.Context, what string, err error, rules ...st
 	var answer redis.Error
 	switch {
 	case redis.IsPermissionError(err):
-		return &unavailable{err, aclFix(whoami(ctx, w.client), rules...)}
+		return &unavailable{err, aclFix(whoami(ctx, w.client), lacking(err, rules)...)}
 	case !errors.As(err, &answer), redis.IsLoadingError(err), redis.IsReadOnlyError(err), redis.IsMasterDownError(err),
 		redis.HasErrorPrefix(answer, "BUSY"):
 		return err

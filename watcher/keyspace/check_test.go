@@ -103,6 +103,9 @@ func TestCheckRights(t *testing.T) {
 		{"no-channels", "", []any{"+@all", "~*", "resetchannels"}, "PSUBSCRIBE __keyspace@0__:celery-task-meta-*"},
 		{"no-keys", "", []any{"+@all", "&*"}, "RENAMENX celery-task-meta-* orphanwatch:undo:celery-task-meta-*"},
 		{"foreign-keys", "", []any{"+@all", "&*", "~celery-*", "~task_*"}, "SET orphanwatch:canary:x x"},
+		{"no-renamenx", "", []any{"+@all", "-renamenx", "&*", "~*"}, "RENAMENX celery-task-meta-* orphanwatch:undo:celery-task-meta-*"},
+		{"no-psubscribe", "", []any{"+@all", "-psubscribe", "&*", "~*"}, "PSUBSCRIBE __keyspace@0__:celery-task-meta-*"},
+		{"read-only", "", []any{"+@all", "&*", "%R~*"}, "UNLINK celery-task-meta-*"},
 		{"no-set", ConfigureNever, []any{"+@all", "-config|set", "&*", "~*"}, ""},
 	} {
 		t.Run(c.user, func(t *testing.T) {

@@ -86,12 +86,17 @@ func (o Options) send(ctx context.Context, client *redis.Client, mode, canary st
 	case mode == ModePublish:
 		return "publish", client.Publish(ctx, canary, 1).Err()
 	case o.Lists:
-		_, err = client.TxPipelined(ctx, func(p redis.Pipeliner) error {
+		commands, err := client.TxPipelined(ctx, func(p redis.Pipeliner) error {
 			p.LPush(ctx, canary, 1)
 			p.LTrim(ctx, canary, 0, 0)
 			p.PExpire(ctx, canary, canaryLife)
 			return nil
 		})
+		for _, c := range commands { // the transaction itself does not say why it was refused
+			if redis.IsPermissionError(c.Err()) {
+				return c.Name(), c.Err()
+			}
+		}
 		return "lpush", err
 	}
 	return "set", client.Set(ctx, canary, 1, canaryLife).Err()

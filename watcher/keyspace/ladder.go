@@ -120,7 +120,8 @@ func (w *watch) await(ctx context.Context, sub *subscription, exact, globs []str
 	}
 	err := sub.cause().err
 	if redis.IsPermissionError(err) {
-		return &unavailable{err, aclFix(whoami(ctx, w.client), append(channelRules(exact, globs), "+subscribe", "+psubscribe", "+ping")...)}
+		rules := append(channelRules(exact, globs), "+subscribe", "+psubscribe", "+ping")
+		return &unavailable{err, aclFix(whoami(ctx, w.client), lacking(err, rules)...)}
 	}
 	return err
 }
@@ -139,6 +140,15 @@ func channelRules(exact, globs []string) []string {
 		rules = append(rules, "&"+g)
 	}
 	return rules
+}
+
+// lacking are the rules that a refusal asks for: where it is a command's, nothing is
+// known of keys and channels, and Redis refuses a pattern beside ~* or &*.
+func lacking(err error, rules []string) []string {
+	if !forCommand(err.Error()) {
+		return rules
+	}
+	return slices.DeleteFunc(slices.Clone(rules), func(rule string) bool { return rule[0] != '+' })
 }
 
 // aclFix is the command that gives a user rights.

@@ -55,12 +55,36 @@ type right struct {
 	rules   []string
 }
 
+// probes tell whether the channel of a right is permitted, whatever its command. A
+// pattern that is permitted must not be in a fix: Redis refuses one beside &* or ~*.
+func (r right) probes() (out []right) {
+	switch r.command[0] {
+	case "SUBSCRIBE", "PSUBSCRIBE":
+		out = append(out, right{[]string{"PUBLISH", r.command[1], "x"}, nil})
+	case "PUBLISH":
+		out = append(out, right{[]string{"SUBSCRIBE", r.command[1]}, nil})
+	}
+	for i := range out {
+		for _, rule := range r.rules {
+			if rule[0] == '&' {
+				out[i].rules = append(out[i].rules, rule)
+			}
+		}
+	}
+	return out
+}
+
+// forCommand tells whether Redis refuses a command, and not its keys or channels.
+func forCommand(refusal string) bool { return strings.Contains(refusal, "permissions to run the '") }
+
 // brokerCommands are sent to the broker, by the key that they are about.
 var brokerCommands = map[string]string{
 	"celery":                "TYPE K\nLLEN K\nLINDEX K 0\nLPOS K x\nLRANGE K 0 1\nLREM K 1 x\nLSET K 0 x\nLPUSH K x\nRPUSH K x",
 	"unacked":               "TYPE K\nHSCAN K 0\nHGET K x\nHDEL K x",
 	"unacked_index":         "TYPE K\nZREM K x",
 	"_kombu.binding.celery": "TYPE K\nSSCAN K 0\nSCARD K",
+	// Queues, their priorities and what else is a list are found by looking at them.
+	"any_list": "TYPE K\nLLEN K\nLINDEX K 0",
 }
 
 // resultRights are for all that is done in the Redis of the results.
@@ -83,7 +107,7 @@ func brokerRights(o Options) []right {
 	rights = append(rights, o.rights(ownCommands, "x", "~orphanwatch:*")...)
 	rights = append(rights, o.rights("LPUSH O x\nLTRIM O 0 0", "x", "~orphanwatch:*")...)
 	for _, key := range slices.Sorted(maps.Keys(brokerCommands)) {
-		rights = append(rights, o.rights(brokerCommands[key], o.Prefix+key, "~"+o.Prefix+key)...)
+		rights = append(rights, o.rights(brokerCommands[key], o.Prefix+key, "~"+escape.Replace(o.Prefix)+"*")...)
 	}
 	exact, _, _ := o.channels(ModeKeyspace, canaryPrefix+"x")
 	for _, channel := range exact {
@@ -127,12 +151,18 @@ func (o Options) rights(commands, key string, rules ...string) []right {
 	return rights
 }
 
+var escape = strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`, `]`, `\]`)
+
 var unescape = strings.NewReplacer(`\\`, `\`, `\*`, `*`, `\?`, `?`, `\[`, `[`, `\]`, `]`)
 
 // rights asks the server whether our user may do all of it, without doing it.
 func (c *check) rights(ctx context.Context) {
 	user := whoami(ctx, c.Client)
 	rights := c.kind().rights(c.Options)
+	required := len(rights)
+	for _, r := range rights {
+		rights = append(rights, r.probes()...)
+	}
 	answers, err := c.Client.Pipelined(ctx, func(p redis.Pipeliner) error {
 		for _, r := range rights {
 			args := []any{"ACL", "DRYRUN", user}
@@ -147,15 +177,24 @@ func (c *check) rights(ctx context.Context) {
 		c.rightsUnknown(user, err)
 		return
 	}
-	var denied, rules []string
+	has := map[string]bool{}
+	refused := map[string]bool{}
+	texts := make([]string, len(answers))
 	for i, answer := range answers {
-		text, _ := answer.(*redis.Cmd).Text()
+		texts[i], _ = answer.(*redis.Cmd).Text()
+		for _, rule := range rights[i].rules {
+			has[rule] = has[rule] || texts[i] == "OK"
+			refused[rule] = refused[rule] || texts[i] != "OK" && !forCommand(texts[i])
+		}
+	}
+	var denied, rules []string
+	for i, text := range texts[:required] {
 		if text == "OK" {
 			continue
 		}
 		denied = append(denied, strings.Join(rights[i].command, " "))
 		for _, rule := range rights[i].rules {
-			if !slices.Contains(rules, rule) {
+			if !slices.Contains(rules, rule) && (!has[rule] || refused[rule]) {
 				rules = append(rules, rule)
 			}
 		}
