@@ -188,7 +188,7 @@ func (l labMessages) Revoke(_ context.Context, ids []string) (int, int, error) {
 func (l labMessages) Release(context.Context, []Subject) error { return nil }
 
 var (
-	both   = Binding{Schema: "public", Table: "scans", Key: "id", CeleryID: true, Args: []int{0}, Names: []string{"scan"}}
+	both      = Binding{Schema: "public", Table: "scans", Key: "id", CeleryID: true, Args: []int{0}, Names: []string{"scan"}}
 	labArgued = Binding{Schema: "public", Table: "scans", Key: "id", Args: []int{0}, Names: []string{"scan"}}
 )
 
