@@ -1,6 +1,7 @@
 package reconciler
 
 import (
+	"slices"
 	"strings"
 )
 
@@ -129,6 +130,27 @@ func (s Subject) Owner() Subject {
 
 // Subject names the row.
 func (r RowRef) Subject() Subject { return RowSubject(r.Binding, r.Key) }
+
+// NewRowRef names a row by its key as an argument or the log writes it.
+func NewRowRef(binding int, written string) RowRef {
+	l := LookFor(RowSubject(binding, written), written)
+	if l.Spelling != "" {
+		return RowRef{binding, written}
+	}
+	return RowRef{binding, l.Subject.ID}
+}
+
+// Look asks for the row.
+func (r RowRef) Look() Look { return LookFor(r.Subject(), r.Key) }
+
+// LookFor asks for what a subject names, whose id was seen written like this.
+func LookFor(s Subject, written string) Look {
+	l := Look{Subject: s}
+	if s.ID != written && !slices.Contains(Spellings(s.ID), written) {
+		l.Spelling = strings.Clone(written)
+	}
+	return l
+}
 
 // CanonicalID is the one spelling of an id under which everything of a task is
 // merged: lower-case with dashes for what is a UUID in any spelling that

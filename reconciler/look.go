@@ -114,7 +114,8 @@ func (r *Reconciler) chordBodies(units []*unit) []chordBody {
 			}
 			a.Left = true
 			if b := a.Message.Body; b != nil {
-				look := taskLook(b.ID, b.Refs)
+				look := LookFor(TaskSubject(b.ID), b.ID)
+				look.Refs = b.Refs
 				bodies = append(bodies, chordBody{look, a, r.remembers(look) || r.deletes(u.work, look)})
 			}
 		}
@@ -125,8 +126,9 @@ func (r *Reconciler) chordBodies(units []*unit) []chordBody {
 // deletes tells whether the deletions of a work are of the row of a task.
 func (r *Reconciler) deletes(w *Work, l Look) bool {
 	return slices.ContainsFunc(w.Deletions, func(d Deletion) bool {
-		key := CanonicalID(d.Key)
-		return r.Bindings[d.Binding].CeleryID && key == l.Subject.ID || slices.Contains(l.Refs, RowRef{d.Binding, key})
+		row := RowSubject(d.Binding, d.Key)
+		return r.Bindings[d.Binding].CeleryID && row.ID == l.Subject.ID ||
+			slices.ContainsFunc(l.Refs, func(ref RowRef) bool { return ref.Subject() == row })
 	})
 }
 
@@ -157,7 +159,7 @@ func (r *Reconciler) refsOf(u *unit) []RowRef {
 	}
 	for _, d := range u.work.Deletions {
 		if r.Bindings[d.Binding].ByArgument() {
-			add(RowRef{d.Binding, CanonicalID(d.Key)})
+			add(NewRowRef(d.Binding, d.Key))
 		}
 	}
 	for i, b := range r.Bindings {
@@ -166,7 +168,7 @@ func (r *Reconciler) refsOf(u *unit) []RowRef {
 			if key == "" {
 				key = u.look.Subject.ID
 			}
-			add(RowRef{i, CanonicalID(key)})
+			add(NewRowRef(i, key))
 		}
 	}
 	return refs

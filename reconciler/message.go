@@ -2,7 +2,6 @@ package reconciler
 
 import (
 	"context"
-	"slices"
 	"strings"
 )
 
@@ -10,7 +9,8 @@ import (
 type RowRef struct {
 	// Binding is the index of the row's binding.
 	Binding int
-	// Key is the row's key in its canonical spelling (CanonicalID).
+	// Key is the row's key in its canonical spelling (CanonicalID), if that leads back to
+	// how it is written (Spellings), else as it is written: see NewRowRef.
 	Key string
 }
 
@@ -55,15 +55,10 @@ type Place struct {
 // task is the subject that the message is of.
 func (m *Message) task() Subject { return TaskSubject(m.ID) }
 
-// look asks for what the message is of.
-func (m *Message) look() Look { return taskLook(m.ID, m.Refs) }
-
-// taskLook is of the task whose id is written like that.
-func taskLook(id string, refs []RowRef) Look {
-	l := Look{Subject: TaskSubject(id), Refs: refs}
-	if l.Subject.ID != id && !slices.Contains(Spellings(l.Subject.ID), id) {
-		l.Spelling = strings.Clone(id)
-	}
+// look asks for the task that the message is of.
+func (m *Message) look() Look {
+	l := LookFor(m.task(), m.ID)
+	l.Refs = m.Refs
 	return l
 }
 

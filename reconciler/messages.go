@@ -55,7 +55,7 @@ func (r *Reconciler) findMessages(ctx context.Context, term Term, works []*Work,
 // sweepFor finds the messages of these tasks and rows, and gives a unit for each
 // task: also where nothing was found of it, since it may run.
 func (r *Reconciler) sweepFor(ctx context.Context, wanted []*unit, spans []*workSpan) ([]*unit, error) {
-	s := search{r: r, tasks: map[string]*unit{}, rows: map[RowRef]*unit{}, ofRow: map[rowTask]*unit{}}
+	s := search{r: r, tasks: map[string]*unit{}, rows: map[Subject]*unit{}, ofRow: map[rowTask]*unit{}}
 	for _, u := range wanted {
 		if u.look.Subject.Kind == Row {
 			s.row(u)
@@ -84,7 +84,7 @@ func (r *Reconciler) sweepFor(ctx context.Context, wanted []*unit, spans []*work
 type search struct {
 	r     *Reconciler
 	tasks map[string]*unit
-	rows  map[RowRef]*unit
+	rows  map[Subject]*unit
 	ofRow map[rowTask]*unit
 	units []*unit
 	bytes int
@@ -92,7 +92,7 @@ type search struct {
 
 // rowTask is a task of a wanted row.
 type rowTask struct {
-	row  RowRef
+	row  Subject
 	task string
 }
 
@@ -100,14 +100,14 @@ type rowTask struct {
 // in a worker's hands now.
 func (s *search) row(u *unit) {
 	ref := RowRef{u.look.Subject.Binding, u.look.Subject.ID}
-	s.rows[ref] = u
+	s.rows[u.look.Subject] = u
 	for _, id := range s.r.seen.TasksOf(ref) {
 		s.unitOf(ref, u, id)
 	}
 }
 
 func (s *search) unitOf(ref RowRef, of *unit, id string) *unit {
-	key := rowTask{ref, id}
+	key := rowTask{ref.Subject(), id}
 	u, ok := s.ofRow[key]
 	if !ok {
 		u = &unit{of: of.of, work: of.work, look: Look{Subject: TaskSubject(id), Refs: []RowRef{ref}}}
@@ -128,7 +128,7 @@ func (s *search) take(batch []Message) error {
 			s.keep(u, m)
 		}
 		for _, ref := range m.Refs {
-			if row, ok := s.rows[ref]; ok {
+			if row, ok := s.rows[ref.Subject()]; ok {
 				u := s.unitOf(ref, row, id)
 				u.spell(m)
 				s.keep(u, m)

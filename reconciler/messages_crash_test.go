@@ -20,6 +20,9 @@ func TestMessagesWithACrashAtEveryStep(t *testing.T) {
 				t.Run(fmt.Sprintf("after %v restart %v step %d", after, restart, step), func(t *testing.T) {
 					done = crashAt(t, step, after, restart)
 				})
+				if t.Failed() {
+					return
+				}
 				if done {
 					require.Greater(t, step, 10)
 					break

@@ -19,7 +19,7 @@ func TestMessagesOfADeletedTask(t *testing.T) {
 	require.Equal(t, []string{"b"}, w.holds())
 	require.Equal(t, map[string]int{"a": 1}, w.revoked)
 	require.Equal(t, v.Removed, w.records[TaskSubject("a")].count)
-	require.Equal(t, []string{"sweep", "artifacts", "rows", "bury", "revoke", "pull", "count"}, w.calls, "the record, the revoke, the messages")
+	require.Equal(t, []string{"sweep", "artifacts", "rows", "bury", "revoke", "pull", "count", "heard"}, w.calls, "the record, the revoke, the messages")
 	require.Empty(t, v.Tasks, "its result has a work of its own")
 
 	w.put("unacked a/3 scan")

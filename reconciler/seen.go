@@ -22,7 +22,7 @@ type Seen struct {
 type seenTasks struct {
 	since time.Time
 	tasks map[string]SeenTask
-	rows  map[RowRef][]string
+	rows  map[Subject][]string
 }
 
 // SeenTask is what a task's message said.
@@ -40,7 +40,7 @@ func NewSeen(limit int, age time.Duration, now func() time.Time) *Seen {
 }
 
 func newSeenTasks(now time.Time) seenTasks {
-	return seenTasks{since: now, tasks: map[string]SeenTask{}, rows: map[RowRef][]string{}}
+	return seenTasks{since: now, tasks: map[string]SeenTask{}, rows: map[Subject][]string{}}
 }
 
 // Add remembers a message, if it names rows.
@@ -67,9 +67,10 @@ func (s *Seen) Note(id, name string, rows []RowRef) {
 	refs := cloneRefs(rows)
 	s.new.tasks[id] = SeenTask{Name: strings.Clone(name), Refs: refs}
 	for _, r := range refs {
-		ids := s.new.rows[r]
+		row := r.Subject()
+		ids := s.new.rows[row]
 		if len(ids) < maxTasksOfRow && (!known || !slices.Contains(ids, id)) {
-			s.new.rows[r] = append(ids, id)
+			s.new.rows[row] = append(ids, id)
 		}
 	}
 }
@@ -91,8 +92,8 @@ func (s *Seen) TasksOf(row RowRef) []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.turn()
-	ids := slices.Clone(s.new.rows[row])
-	for _, id := range s.old.rows[row] {
+	ids := slices.Clone(s.new.rows[row.Subject()])
+	for _, id := range s.old.rows[row.Subject()] {
 		if !slices.Contains(ids, id) {
 			ids = append(ids, id)
 		}

@@ -114,6 +114,9 @@ type Burial struct {
 	// Count is what has been removed since the record was written; then nothing but
 	// that is noted.
 	Count map[ArtifactKind]int
+	// Heard is how many workers heard of its revoke, nil where that is not known yet;
+	// it is noted like Count.
+	Heard *int
 }
 
 // Buried is the answer: Removed where the record is written, Stale, Paused or Held.

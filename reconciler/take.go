@@ -36,6 +36,8 @@ type revokes struct {
 	// unsent have been granted by their records, and not published yet: the broker
 	// was away.
 	unsent []revoke
+	// heard is what is still to be noted of those that were published.
+	heard []Burial
 }
 
 // revoke is an id, as a worker knows it, and the task.
@@ -143,6 +145,9 @@ func (r *Reconciler) takePage(ctx context.Context, term Term, units []*unit, rev
 	if err := r.pull(ctx, term, pulled, verdicts); err != nil {
 		return err
 	}
+	if err := r.noteHeard(ctx, term); err != nil {
+		return err
+	}
 	if stale {
 		return ErrStale
 	}
@@ -229,7 +234,10 @@ func (r *Reconciler) publish(ctx context.Context, granted []revoke) error {
 		if err != nil {
 			return fmt.Errorf("revoke: %w", err)
 		}
-		r.revokes.unsent = append([]revoke(nil), r.revokes.unsent[len(page):]...)
+		for _, u := range r.revokes.unsent[:n] {
+			r.revokes.heard = append(r.revokes.heard, Burial{Task: u.look.Subject, Heard: &heard})
+		}
+		r.revokes.unsent = append([]revoke(nil), r.revokes.unsent[n:]...)
 		outcome := revokeHeard
 		if heard == 0 {
 			outcome = revokeUnheard
@@ -240,6 +248,21 @@ func (r *Reconciler) publish(ctx context.Context, granted []revoke) error {
 				"workers", workers, "ids", len(page),
 				"fix", "compare celery.control_exchange, celery.global_keyprefix and the database in redis.broker_url with the workers' settings; or the workers have been killed")
 		}
+	}
+	return nil
+}
+
+// noteHeard keeps in the records of tasks how many workers heard of their revoke.
+func (r *Reconciler) noteHeard(ctx context.Context, term Term) error {
+	r.revokes.mu.Lock()
+	heard := r.revokes.heard
+	r.revokes.heard = nil
+	r.revokes.mu.Unlock()
+	if len(heard) == 0 {
+		return nil
+	}
+	if _, err := r.Artifacts.Bury(ctx, term.Epoch, heard); err != nil {
+		return fmt.Errorf("note who heard of a revoke: %w", err)
 	}
 	return nil
 }

@@ -28,6 +28,8 @@ type Event struct {
 	Seen time.Time
 	// Deletion is the evidence that came with it, nil for none.
 	Deletion *reconciler.Deletion
+	// Inner: another queue of ours hands it on, which has bounded how many there are.
+	Inner bool
 	// Accepted: an operator let the pass that found it through the guard.
 	Accepted bool
 	// Done is called exactly once, from any goroutine, when nothing of the event

@@ -1,11 +1,8 @@
 package watcher
 
 import (
-	"fmt"
 	"sync"
 	"testing"
-	"testing/synctest"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -81,45 +78,22 @@ func TestPassesNothingOn(t *testing.T) {
 	}
 }
 
-// Where there is no room for all tasks, the row comes back, and is acknowledged once
-// all have been done after it.
-func TestPassesOnWhenThereIsRoom(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		const limit, n = 3, 3
-		var ids []string
-		for i := range n {
-			ids = append(ids, fmt.Sprint("t", i))
-		}
-		l := &looker{verdicts: leads(reconciler.OutcomeRemoved, ids...)}
-		term := newTestTerm(l, limit)
-		acked, others := 0, 0
-		other := func() { others++ }
-		term.Offer(deletion("other", 0, 1, other))
-		term.Offer(messagesOf(deletion("row", 0, 1, func() { acked++ })))
-		done := map[string]bool{}
-		for range 5 {
-			start := time.Now()
-			_, entries := takeIDs(t, term.messages, 10)
-			require.LessOrEqual(t, time.Since(start), lookAgain)
-			require.NoError(t, term.reconcile(t.Context(), term.messages, entries))
-			_, tasks := takeIDs(t, term.queue, 10)
-			for _, e := range tasks {
-				done[e.Work.Subject.ID] = true
-				require.Zero(t, acked, "not before its last task")
-				finish(term.queue, e)
-			}
-			if acked > 0 {
-				break
-			}
-		}
-		require.Equal(t, 1, acked)
-		require.Equal(t, 1, others)
-		for _, id := range ids {
-			require.True(t, done[id], id)
-		}
-		require.Zero(t, term.messages.Stats().Pending)
-		require.Zero(t, term.queue.Stats().Pending)
-	})
+// A row is never kept from being done by a full queue: of its tasks there are no more
+// than one sweep holds.
+func TestPassesOnThoughTheQueueIsFull(t *testing.T) {
+	l := &looker{verdicts: leads(reconciler.OutcomeRemoved, "a", "b", "c")}
+	term := newTestTerm(l, 1)
+	acked := 0
+	require.True(t, term.Offer(deletion("other", 0, 1, nil)))
+	require.False(t, term.Offer(deletion("another", 0, 1, nil)))
+	term.Offer(messagesOf(deletion("row", 0, 1, func() { acked++ })))
+	_, entries := takeIDs(t, term.messages, 10)
+	require.NoError(t, term.reconcile(t.Context(), term.messages, entries))
+	ids, tasks := takeIDs(t, term.queue, 10)
+	require.Equal(t, []string{"other", "a", "b", "c"}, ids)
+	require.Zero(t, acked)
+	finish(term.queue, tasks...)
+	require.Equal(t, 1, acked)
 }
 
 // A task that is passed on while a worker has it is done after that worker.

@@ -106,11 +106,12 @@ func (q *Queue) Offer(e Event) bool {
 	return true
 }
 
-// full tells whether there is no room for one more. There always is for a canary:
-// it is one of each source, and must not wait behind what others put here.
+// full tells whether there is no room for one more. There always is for a canary,
+// which is one of each source and must not wait behind what others put here, and for
+// what another queue hands on.
 func (q *Queue) full(e Event) bool {
 	c := b2i(e.Deletion != nil)
-	if q.size[c] < q.limit || e.Subject.Kind == reconciler.Canary {
+	if q.size[c] < q.limit || e.Subject.Kind == reconciler.Canary || e.Inner {
 		return false
 	}
 	q.refused[c] = true

@@ -95,11 +95,11 @@ func (t *term) reconcile(ctx context.Context, queue *Queue, batch []*Entry) erro
 	for i, e := range entries {
 		v := verdicts[i]
 		after, again := v.Again()
-		switch {
-		case v.Outcome == "": // not judged: the term is over
+		if v.Outcome == "" { // not judged: the term is over
 			after, again = time.Second, true
-		case !again && !t.passOn(queue, e, v.Tasks):
-			after, again = lookAgain, true
+		}
+		if !again {
+			t.passOn(queue, e, v.Tasks)
 		}
 		queue.Finish(e, again, after, v.HeldBy)
 	}
@@ -117,33 +117,24 @@ func (t *term) reconcile(ctx context.Context, queue *Queue, batch []*Entry) erro
 	return nil
 }
 
-// lookAgain is when tasks are passed on again for which there was no room.
-const lookAgain = 100 * time.Millisecond
-
 // passOn puts the tasks that an entry has led to into the queue of tasks, on the
-// same evidence. The entry is acknowledged when they are done. It is false where
-// there was no room for all: then the entry has to come back.
-func (t *term) passOn(from *Queue, e *Entry, tasks []reconciler.Look) bool {
+// same evidence. The entry is acknowledged when they are done.
+func (t *term) passOn(from *Queue, e *Entry, tasks []reconciler.Look) {
 	if len(tasks) == 0 {
-		return true
+		return
 	}
 	l := newLatch(len(tasks)*len(e.Work.Deletions) + 1)
-	all := true
+	l.release(from.Detach(e))
 	for _, task := range tasks {
 		for i := range e.Work.Deletions {
-			// Not by Offer: what is remembered is the row's deletion, not the task's.
-			event := Event{Subject: task.Subject, Trigger: e.Work.Trigger, Seen: e.Work.Seen, Deletion: &e.Work.Deletions[i], Done: l.done}
-			if !t.queue.Offer(event) {
-				all = false
-				l.done()
-			}
+			// Not by our Offer: what is remembered is the row's deletion, not the task's.
+			t.queue.Offer(Event{
+				Subject: task.Subject, Spelling: task.Spelling, Trigger: e.Work.Trigger, Seen: e.Work.Seen,
+				Deletion: &e.Work.Deletions[i], Done: l.done, Inner: true,
+			})
 		}
 	}
-	if all {
-		l.release(from.Detach(e))
-	}
 	l.done()
-	return all
 }
 
 func firstError(verdicts []reconciler.Verdict) error {

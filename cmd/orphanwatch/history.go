@@ -85,7 +85,11 @@ func (c *cli) printHistory(entries []wiring.HistoryEntry) error {
 			add("trace", "%s", e.TraceID)
 		}
 		if !e.RevokedAt.IsZero() {
-			add("revoked", "%s", clock(e.RevokedAt))
+			heard := ""
+			if e.RevokeHeard != nil {
+				heard = fmt.Sprintf(", heard by %d workers", *e.RevokeHeard)
+			}
+			add("revoked", "%s%s", clock(e.RevokedAt), heard)
 		}
 		if !e.RestoredAt.IsZero() {
 			add("restored", "%s, held until %s", clock(e.RestoredAt), clock(e.HoldUntil))

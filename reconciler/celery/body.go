@@ -278,7 +278,7 @@ func argKey(w walker, v item) (key string, err error) {
 	default:
 		return "", w.skip(v)
 	}
-	return reconciler.CanonicalID(key), err
+	return reconciler.NewRowRef(0, key).Key, err
 }
 
 // typedUUID reads the rest of {"__type__": "uuid", "__value__": {"hex": …}}, as

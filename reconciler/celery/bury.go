@@ -12,6 +12,9 @@ import (
 // which was revoked: a retry may be away for that long, and is known by it.
 const buryAtLeast = time.Hour
 
+// fieldHeard is how many workers heard of a revoke.
+const fieldHeard = "revoke_heard"
+
 // Bury writes records before messages are removed (see bury.lua).
 func (s *Store) Bury(ctx context.Context, epoch uint64, burials []reconciler.Burial) ([]reconciler.Buried, error) {
 	answers := make([]reconciler.Buried, 0, len(burials))
@@ -54,6 +57,9 @@ func (s *Store) burial(epoch uint64, b reconciler.Burial) call {
 	args[5] = len(args) - 6
 	for kind, n := range b.Count {
 		args = append(args, string(kind), n)
+	}
+	if b.Heard != nil {
+		args = append(args, fieldHeard, *b.Heard)
 	}
 	return call{[]string{controlKey, recordPrefix + id, recordsKey}, args}
 }

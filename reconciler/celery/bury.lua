@@ -11,18 +11,19 @@
 -- ARGV[5]  '1': asks to revoke
 -- ARGV[6]  n, how many arguments of the record's first fields follow
 -- ARGV[7…6+n]  field, value, …
--- then kind, number, …: messages that have been removed since. With these the rest
--- is not looked at: what has been done is noted in any case.
+-- then kind, number, …: messages that have been removed since, or 'revoke_heard' and
+-- how many workers heard of the revoke. With these the rest is not looked at: what
+-- has been done is noted in any case.
 --
 -- Returns 'stale', 'paused' or 'held', as remove.lua does; else 'removed', or
 -- 'revoke' where the caller is to revoke it now.
 --
--- Fields are as remove.lua writes them, and revoked_at (ms).
+-- Fields are as remove.lua writes them, and revoked_at (ms), revoke_heard.
 local call = redis.call
 local first = 7 + tonumber(ARGV[6])
 if first <= #ARGV then
   for i = first, #ARGV, 2 do
-    call('HINCRBY', KEYS[2], ARGV[i], ARGV[i + 1])
+    call(ARGV[i] == 'revoke_heard' and 'HSET' or 'HINCRBY', KEYS[2], ARGV[i], ARGV[i + 1])
   end
   if call('PTTL', KEYS[2]) < 0 then
     call('PEXPIRE', KEYS[2], ARGV[2])

@@ -72,11 +72,11 @@ func (k *Keys) ResultID(key string) (id string, ok bool) {
 // one task, or one row for each companion pattern that it matches.
 func (k *Keys) AppendLooks(to []reconciler.Look, key string) []reconciler.Look {
 	if id, ok := k.ResultID(key); ok {
-		to = append(to, look(reconciler.TaskSubject(id), id))
+		to = append(to, reconciler.LookFor(reconciler.TaskSubject(id), id))
 	}
 	for _, c := range k.companions {
 		if id, ok := c.match(key); ok {
-			to = append(to, look(reconciler.RowSubject(c.binding, id), id))
+			to = append(to, reconciler.LookFor(reconciler.RowSubject(c.binding, id), id))
 		}
 	}
 	return to
@@ -146,14 +146,6 @@ func reachable(key string) bool {
 		}
 	}
 	return true
-}
-
-// look keeps the spelling only where the subject does not give it.
-func look(s reconciler.Subject, id string) reconciler.Look {
-	if s.ID == id || has(reconciler.Spellings(s.ID), id) {
-		return reconciler.Look{Subject: s}
-	}
-	return reconciler.Look{Subject: s, Spelling: id}
 }
 
 func has(list []string, s string) bool {

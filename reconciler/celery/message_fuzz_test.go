@@ -173,7 +173,7 @@ func checkMessage(t *testing.T, m reconciler.Message) {
 		t.Errorf("%+v", m)
 	}
 	for _, ref := range m.Refs {
-		if ref.Key == "" || ref.Key != reconciler.CanonicalID(ref.Key) || !utf8.ValidString(ref.Key) {
+		if ref.Key == "" || ref != reconciler.NewRowRef(ref.Binding, ref.Key) || !utf8.ValidString(ref.Key) {
 			t.Errorf("%+v", ref)
 		}
 	}
@@ -217,7 +217,7 @@ func FuzzResultRefs(f *testing.F) {
 	r := celery.NewReader(byArgument)
 	f.Fuzz(func(t *testing.T, value []byte) {
 		for _, ref := range r.ResultRefs(string(value), "scan.echo") {
-			if ref.Key == "" || ref.Key != reconciler.CanonicalID(ref.Key) {
+			if ref.Key == "" || ref != reconciler.NewRowRef(ref.Binding, ref.Key) {
 				t.Errorf("%q: %+v", value, ref)
 			}
 		}

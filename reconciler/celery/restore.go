@@ -57,6 +57,8 @@ type Entry struct {
 	// RevokedAt is when workers were told not to run it; those that were up then
 	// refuse it as long as they live.
 	RevokedAt time.Time `json:"revoked_at,omitzero"`
+	// RevokeHeard is how many workers that were; nil where nobody could tell yet.
+	RevokeHeard *int `json:"revoke_heard,omitempty"`
 }
 
 // Restore puts back what was removed of the tasks with these ids, in any
@@ -269,6 +271,10 @@ func entry(record string, fields map[string]string) Entry {
 			e.HoldUntil = millis(value)
 		case "revoked_at":
 			e.RevokedAt = millis(value)
+		case fieldHeard:
+			if n, err := strconv.Atoi(value); err == nil {
+				e.RevokeHeard = &n
+			}
 		case "ended":
 			e.Ended = true
 		case string(reconciler.ResultKey), string(reconciler.CompanionKey), string(reconciler.QueuedMessage), string(reconciler.UnackedMessage):

@@ -69,7 +69,7 @@ func (c *catalog) questions(looks []reconciler.Look, states []reconciler.RowStat
 				}
 			}
 			for _, ref := range l.Refs {
-				if ref.Binding == b && key.ask(i, reconciler.Look{Subject: ref.Subject()}) {
+				if ref.Binding == b && key.ask(i, ref.Look()) {
 					states[i].Candidates = states[i].Candidates.With(b)
 					states[i].Keyed = states[i].Keyed.With(b)
 					states[i].Argued = states[i].Argued.With(b)

@@ -78,7 +78,7 @@ type owner struct {
 	seenAt     time.Time
 	lastStatus time.Time
 	dropped    int
-	subjects   []reconciler.Subject // of one row; kept for its memory
+	looks      []reconciler.Look // of one row; kept for its memory
 }
 
 var _ watcher.Session = (*Session)(nil)

@@ -181,10 +181,15 @@ func (s *Session) keyGone(run context.Context, m *message, b *bound, columns []s
 		return nil
 	}
 	key := string(data)
-	subjects := s.subjects[:0]
+	looks := s.looks[:0]
+	task := func(id string) {
+		l := reconciler.LookFor(reconciler.TaskSubject(id), id)
+		messages := l
+		messages.Subject = l.Subject.Messages()
+		looks = append(looks, l, messages)
+	}
 	if binding.CeleryID {
-		task := reconciler.TaskSubject(key)
-		subjects = append(subjects, task, task.Messages())
+		task(key)
 	}
 	for j, name := range columns {
 		i := b.columns[j]
@@ -193,23 +198,24 @@ func (s *Session) keyGone(run context.Context, m *message, b *bound, columns []s
 			continue
 		}
 		if id, ok := text(m.old, i); ok && len(id) > 0 {
-			task := reconciler.TaskSubject(string(id))
-			subjects = append(subjects, task, task.Messages())
+			task(string(id))
 		}
 	}
-	row := reconciler.RowSubject(b.binding, key)
+	row := reconciler.LookFor(reconciler.RowSubject(b.binding, key), key)
 	if len(binding.Companions) > 0 {
-		subjects = append(subjects, row)
+		looks = append(looks, row)
 	}
 	if binding.ByArgument() {
-		subjects = append(subjects, row.Messages())
+		row.Subject = row.Subject.Messages()
+		looks = append(looks, row)
 	}
-	s.subjects = subjects
+	s.looks = looks
 	e := watcher.Event{
 		Trigger: reconciler.ByDelete, Seen: s.seenAt,
 		Deletion: &reconciler.Deletion{Binding: b.binding, Key: key, Commit: s.commit},
 	}
-	for _, e.Subject = range subjects {
+	for _, l := range looks {
+		e.Subject, e.Spelling = l.Subject, l.Spelling
 		if err := s.offer(run, e); err != nil {
 			return err
 		}
