@@ -4,13 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 )
 
-// lookAtMessages gives the suspects, as tasks, of what is in the broker.
-func (w *world) lookAtMessages(onlyDeleted bool) (suspects []string, deleted int) {
+// suspects are those of what is in the broker.
+func (w *world) suspects(onlyDeleted bool) (suspects []Suspect, deleted int) {
 	w.Helper()
 	deleted, err := w.LookAtMessages(w.Context(), w.Sweep, onlyDeleted, func(_ context.Context, batch []Suspect) error {
 		for _, s := range batch {
@@ -18,12 +19,22 @@ func (w *world) lookAtMessages(onlyDeleted bool) (suspects []string, deleted int
 			require.Empty(w, s.Message.Place.Envelope, "bare")
 			require.Equal(w, s.Message.Refs, s.Refs)
 			require.False(w, s.Accepted)
-			suspects = append(suspects, s.Message.Place.Tag)
+			suspects = append(suspects, s)
 		}
 		return nil
 	})
 	require.NoError(w, err)
 	return suspects, deleted
+}
+
+// lookAtMessages gives the suspects by their tags.
+func (w *world) lookAtMessages(onlyDeleted bool) (tags []string, deleted int) {
+	w.Helper()
+	suspects, deleted := w.suspects(onlyDeleted)
+	for _, s := range suspects {
+		tags = append(tags, s.Message.Place.Tag)
+	}
+	return tags, deleted
 }
 
 func TestLookAtMessages(t *testing.T) {
@@ -137,4 +148,56 @@ func TestLookAtMessagesFails(t *testing.T) {
 	errFull := errors.New("full")
 	_, err := w.LookAtMessages(t.Context(), w.Sweep, false, func(context.Context, []Suspect) error { return errFull })
 	require.ErrorIs(t, err, errFull)
+}
+
+// What can be of no binding costs the database nothing.
+func TestForeignMessagesAreNotLookedUp(t *testing.T) {
+	w := newWorld(t, named)
+	w.put("messages a mail")
+	suspects, _ := w.lookAtMessages(false)
+	require.Empty(t, suspects)
+	require.Equal(t, []string{"sweep"}, w.calls)
+}
+
+// A row whose key is a text may be a UUID in any spelling, which is then its task's.
+func TestAMessageIsLookedUpAsItIsWritten(t *testing.T) {
+	row := RowRef{0, "0A1b2C3d-0000-4000-8000-00000000002a"}
+	w := newWorld(t, named)
+	w.rows[row] = true
+	w.put("messages " + row.Key + " scan")
+	suspects, _ := w.suspects(false)
+	require.Empty(t, suspects)
+
+	// It is inserted after the first look.
+	delete(w.rows, row)
+	suspects, _ = w.suspects(false)
+	require.Len(t, suspects, 1)
+	w.rows[row] = true
+	s := suspects[0]
+	verdicts, err := w.once(&Work{Subject: s.Subject, Spelling: s.Spelling, Trigger: ByEvent, Messages: []*Message{s.Message}})
+	require.NoError(t, err)
+	require.Equal(t, OutcomeKept, verdicts[0].Outcome)
+}
+
+// Looks hold a bounded part of large messages.
+func TestLooksLetLargeMessagesGo(t *testing.T) {
+	w := newWorld(t, scans)
+	big := strings.Repeat("x", 1<<20)
+	most := 0
+	_, err := w.LookAtMessages(t.Context(), func(_ context.Context, yield func([]Message) error) error {
+		held, calls := 0, 0
+		for i := range 100 {
+			if len(w.calls) > calls {
+				held, calls = 0, len(w.calls)
+			}
+			held += len(big)
+			most = max(most, held)
+			if err := yield([]Message{{ID: fmt.Sprint(i), Name: "scan", Place: Place{Tag: fmt.Sprint(i), Envelope: big}}}); err != nil {
+				return err
+			}
+		}
+		return nil
+	}, false, func(context.Context, []Suspect) error { return nil })
+	require.NoError(t, err)
+	require.LessOrEqual(t, most, 16<<20)
 }

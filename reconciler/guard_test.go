@@ -1,6 +1,9 @@
 package reconciler
 
 import (
+	"fmt"
+	"log/slog"
+	"strings"
 	"testing"
 	"time"
 
@@ -87,4 +90,51 @@ func TestGuardWatchesEvents(t *testing.T) {
 	*now = now.Add(11 * time.Minute)
 	require.False(t, g.ObserveEvents(40, 40), "the others are too long ago")
 	require.Nil(t, g.Tripped())
+}
+
+// Where nothing tells of new messages, all are looked at each second: those of living
+// rows must not outweigh orphans, which are counted once.
+func TestTheGuardCountsALivingMessageOnce(t *testing.T) {
+	w := newWorld(t, named)
+	for i := range 20 {
+		w.put(fmt.Sprintf("messages t%d scan", i))
+		w.rows[RowRef{0, fmt.Sprint("t", i)}] = true
+	}
+	for range 100 {
+		w.lookAtMessages(false)
+	}
+	require.True(t, w.Guard.ObserveEvents(60, 60), "60 of 80 tasks look orphaned")
+}
+
+// A work that waits and comes back is one orphan for the guard, not many.
+func TestTheGuardCountsAnOrphanOnce(t *testing.T) {
+	w := newWorld(t, named)
+	w.put("messages a scan")
+	weak := &Work{Subject: TaskSubject("a").Messages(), Trigger: ByEvent, Messages: []*Message{w.broker[0].Bare()}}
+	_, err := w.once(weak)
+	require.NoError(t, err)
+	w.clock = w.clock.Add(policy.Grace)
+	w.says["pull"] = Changed // a worker is always faster
+	for range 2 * policy.MinSample {
+		verdicts, err := w.once(weak)
+		require.NoError(t, err)
+		require.Equal(t, HeldByChange, verdicts[0].HeldBy)
+		require.Nil(t, w.Guard.Tripped(), "%+v", verdicts[0])
+	}
+}
+
+// A guard that trips because living messages are long ago says so, too.
+func TestATripByTimeIsLogged(t *testing.T) {
+	w := newWorld(t, named)
+	var log strings.Builder
+	w.Reconciler.Log = slog.New(slog.NewTextHandler(&log, nil))
+	require.False(t, w.Guard.ObserveEvents(60, 0))
+	w.clock = w.clock.Add(guardWindow / 2)
+	require.False(t, w.Guard.ObserveEvents(50, 50))
+	w.clock = w.clock.Add(guardWindow * 3 / 5)
+	w.put("messages a scan")
+	w.rows[RowRef{0, "a"}] = true
+	w.lookAtMessages(false)
+	require.NotNil(t, w.Guard.Tripped())
+	require.Contains(t, log.String(), "the guard has tripped")
 }

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
-	"golang.org/x/time/rate"
 )
 
 func TestMessagesOfADeletedTask(t *testing.T) {
@@ -42,39 +41,6 @@ func TestAMessageInTwoPlaces(t *testing.T) {
 	w.put("messages a scan", "messages a scan")
 	w.before["pull"] = func() { w.broker = w.broker[:1] }
 	require.Equal(t, OutcomeRemoved, w.settle(w.task("a"))[0].Outcome, "met twice in one place, it is one")
-}
-
-// A revoke is by the ids as the messages write them.
-func TestRevokesBySpelling(t *testing.T) {
-	w := newWorld(t, scans)
-	const id = "0a1b2c3d-0000-4000-8000-00000000002a"
-	w.put("unacked "+strings.ToUpper(id)+" scan", "unacked "+strings.ToUpper(id)+"/2 scan")
-	w.settle(w.task(id), w.task("unseen"))
-	require.Equal(t, map[string]int{strings.ToUpper(id): 1, "unseen": 1}, w.revoked)
-}
-
-func TestNoRevokeOfWhatHasEnded(t *testing.T) {
-	for name, set := range map[string]func(w *world){
-		"its result says so": func(w *world) {
-			w.results[TaskSubject("a")] = Artifact{Kind: ResultKey, Ended: true}
-		},
-		"the record of its result says so": func(w *world) { w.records[TaskSubject("a")] = &worldRecord{ended: true, count: map[ArtifactKind]int{}} },
-		"revoked before": func(w *world) {
-			w.records[TaskSubject("a")] = &worldRecord{revoked: true, count: map[ArtifactKind]int{}}
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			w := newWorld(t, scans)
-			set(w)
-			w.put("unacked a scan")
-			require.Equal(t, OutcomeRemoved, w.settle(w.task("a"))[0].Outcome)
-			require.Empty(t, w.holds())
-			w.calls = nil
-			require.Equal(t, OutcomeNoop, w.settle(w.task("a"))[0].Outcome)
-			require.Empty(t, w.revoked)
-			require.Equal(t, []string{"sweep", "artifacts", "rows"}, w.calls, "nor asked for")
-		})
-	}
 }
 
 // All the tasks of a row: queued, in hand, and one that was only seen before.
@@ -187,7 +153,7 @@ func TestAWeakWorkSweepsLate(t *testing.T) {
 			require.NoError(t, err)
 			w.clock = w.clock.Add(policy.Grace)
 		}
-		require.Equal(t, 1, strings.Count(strings.Join(w.calls, " "), "sweep"))
+		require.Equal(t, 1, w.sweeps())
 		require.Len(t, w.holds(), 1)
 	})
 	t.Run("transactions are open", func(t *testing.T) {
@@ -215,7 +181,7 @@ func TestALateDeletionIsJudgedAtOnce(t *testing.T) {
 	require.Equal(t, OutcomeRemoved, verdicts[0].Outcome)
 	require.Equal(t, OutcomeKept, verdicts[1].Outcome)
 	require.Equal(t, []string{"b"}, w.holds())
-	require.Equal(t, 1, strings.Count(strings.Join(w.calls, " "), "sweep"))
+	require.Equal(t, 1, w.sweeps())
 }
 
 // A worker pops a message between the sweep and the pull: it is found in its hands,
@@ -267,24 +233,6 @@ func TestRefusals(t *testing.T) {
 			require.Equal(t, by == "pull", w.revoked["a"] == 1)
 		})
 	}
-}
-
-func TestRevokeLimits(t *testing.T) {
-	w := newWorld(t, scans)
-	w.revokes.unseen = rate.NewLimiter(0, 1)
-	for _, v := range w.settle(w.task("a"), w.task("b")) {
-		require.Equal(t, OutcomeNoop, v.Outcome)
-	}
-	require.Len(t, w.revoked, 1, "what nobody may have is not worth waiting for")
-	require.Len(t, w.records, 1)
-
-	w = newWorld(t, scans)
-	w.revokes.held = rate.NewLimiter(rate.Every(10*time.Millisecond), 1)
-	w.put("unacked a scan", "unacked b scan")
-	began := time.Now()
-	w.settle(w.task("a"), w.task("b"))
-	require.Equal(t, map[string]int{"a": 1, "b": 1}, w.revoked, "what is in a worker's hands waits")
-	require.GreaterOrEqual(t, time.Since(began), 9*time.Millisecond)
 }
 
 // A chord's member is left and revoked, unless nobody waits for the chord.
@@ -349,4 +297,55 @@ func TestManyBytes(t *testing.T) {
 	w.broker[0].Place.Envelope = big + big
 	w.settle(w.task("a"))
 	require.Empty(t, w.holds(), "one is taken, however large")
+}
+
+// The body's row need not be remembered where it is the work's own.
+func TestAChordOfTheDeletedRow(t *testing.T) {
+	w := newWorld(t, scans, argued)
+	w.put("messages a scan 1:r")
+	w.broker[0].InChord, w.broker[0].Body = true, &ChordBody{ID: "body", Refs: []RowRef{{1, "r"}}}
+	work := w.row(1, "r")
+	w.Memory.Forget(RowSubject(1, "r"))
+	require.Equal(t, OutcomeRemoved, w.settle(work)[0].Outcome)
+	require.Empty(t, w.revoked)
+}
+
+// A task whose own row and another that it names are deleted together is taken once.
+func TestATaskAndItsRowAreDeletedTogether(t *testing.T) {
+	w := newWorld(t, scans, argued)
+	w.put("unacked a scan 1:r")
+	works := []*Work{w.task("a"), w.row(1, "r")}
+	verdicts, err := w.once(works...)
+	require.NoError(t, err)
+	require.Len(t, verdicts[1].Tasks, 1, "it is one of the row's as well")
+	w.settle(works...)
+	require.Empty(t, w.holds())
+	require.Equal(t, map[string]int{"a": 1}, w.revoked)
+}
+
+// While a transaction is open that may be inserting the row again, nothing is swept:
+// it may be open for very long.
+func TestWhatWaitsForTransactionsDoesNotSweep(t *testing.T) {
+	w := newWorld(t, both)
+	w.running = []Transaction{{ID: "3/7"}}
+	w.put("messages 7 scan 0:7")
+	works := []*Work{w.task("7"), w.row(0, "7"), w.task("8")}
+	w.clock = w.clock.Add(time.Minute)
+	for range 10 {
+		verdicts, err := w.once(works...)
+		require.NoError(t, err)
+		for _, v := range verdicts {
+			require.Equal(t, HeldByTransactions, v.HeldBy, "%+v", v)
+		}
+	}
+	require.Equal(t, 1, w.sweeps())
+	w.running = nil
+	verdicts, err := w.once(works...)
+	require.NoError(t, err)
+	for _, v := range verdicts {
+		_, again := v.Again()
+		require.False(t, again, "%+v", v)
+	}
+	require.Empty(t, w.holds())
+	require.Equal(t, map[string]int{"8": 1}, w.revoked)
 }

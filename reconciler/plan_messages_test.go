@@ -10,6 +10,7 @@ import (
 
 var (
 	argued    = Binding{Schema: "public", Table: "logs", Key: "id", Args: []int{0}, Names: []string{"scan"}}
+	both      = Binding{Schema: "public", Table: "logs", Key: "id", CeleryID: true, Args: []int{0}, Names: []string{"scan"}}
 	kwargued  = Binding{Schema: "public", Table: "jobs", Key: "id", Kwargs: []string{"job"}, Names: []string{"build"}}
 	exclusive = Binding{Schema: "public", Table: "scan_tasks", Key: "id", CeleryID: true, Exclusive: true}
 )

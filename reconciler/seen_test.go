@@ -124,15 +124,18 @@ func TestSeenTakesWhatMessagesSay(t *testing.T) {
 func TestSeenNamesATaskOnce(t *testing.T) {
 	s, now := newTestSeen(100, time.Hour)
 	a, b := RowRef{0, "a"}, RowRef{0, "b"}
-	for range 10 {
+	for range 2 * maxTasksOfRow {
 		s.Note("t", "scan", []RowRef{a, b})
 		s.Note("t", "scan", []RowRef{a})
 		s.Note("t", "scan", []RowRef{a})
 	}
 	require.Equal(t, []string{"t"}, s.TasksOf(a))
+	require.Equal(t, []string{"t"}, s.TasksOf(b))
+	s.Note("u", "scan", []RowRef{a})
+	require.Equal(t, []string{"t", "u"}, s.TasksOf(a), "it does not fill what is remembered of a row")
 	*now = now.Add(time.Hour)
 	s.Note("t", "scan", []RowRef{a})
-	require.Equal(t, []string{"t"}, s.TasksOf(a), "in both generations")
+	require.Equal(t, []string{"t", "u"}, s.TasksOf(a), "in both generations")
 }
 
 func TestSeenByManyAtOnce(t *testing.T) {

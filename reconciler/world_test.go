@@ -2,6 +2,7 @@ package reconciler
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -12,6 +13,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 )
+
+var errStore = errors.New("connection lost")
 
 // world is a broker, the records and the rows in memory, as small as they can be to
 // do what the real ones do. Any one call may fail, before or after its effect.
@@ -38,17 +41,17 @@ type world struct {
 	after bool
 	// before is done once, before the next call of that name.
 	before map[string]func()
-	// says is what Bury ("bury") or Pull ("pull") answer to everything.
+	// says is what Bury ("bury"), Pull ("pull") or Remove ("remove") answer to everything.
 	says map[string]RemoveStatus
 }
 
 type worldRecord struct {
-	evidence       Evidence
-	revoked, ended bool
-	hold           time.Time
-	table, key     string
-	count          map[ArtifactKind]int
-	heard          *int
+	evidence                Evidence
+	revoked, ended, revived bool
+	hold                    time.Time
+	table, key              string
+	count                   map[ArtifactKind]int
+	heard                   *int
 }
 
 func newWorld(t *testing.T, bindings ...Binding) *world {
@@ -172,6 +175,14 @@ func (w *world) popped(tag string) {
 	}
 }
 
+// vanishes: a worker has just popped a message, and not noted yet that it holds it.
+func (w *world) vanishes(tag string) {
+	w.broker = slices.DeleteFunc(w.broker, func(m Message) bool { return m.Place.Tag == tag })
+}
+
+// sweeps is how many there were.
+func (w *world) sweeps() int { return strings.Count(strings.Join(w.calls, " "), "sweep") }
+
 // call does a call of a store, unless it is the one that fails.
 func (w *world) call(name string, effect func()) error {
 	if f := w.before[name]; f != nil {
@@ -197,16 +208,30 @@ func (w *world) Look(_ context.Context, ls []Look) (found []Found, err error) {
 				found[i].Artifacts = []Artifact{a}
 			}
 			if r := w.records[l.Subject]; r != nil {
-				found[i].Deleted, found[i].Revoked, found[i].Ended = r.evidence == Deleted, r.revoked, r.ended
+				found[i].Deleted, found[i].Revoked, found[i].Ended = r.evidence == Deleted && !r.revived, r.revoked, r.ended
+				found[i].Taken = r.count[QueuedMessage] > 0 && !r.revived
 				found[i].HoldUntil, found[i].Table, found[i].Key = r.hold, r.table, r.key
 			}
 		}
 	})
 }
 
-func (w *world) Remove(context.Context, uint64, []Removal) ([]RemoveResult, error) {
-	w.Fatal("messages have no keys")
-	return nil, nil
+func (w *world) Remove(_ context.Context, epoch uint64, removals []Removal) (out []RemoveResult, err error) {
+	return out, w.call("remove", func() {
+		require.EqualValues(w, 1, epoch)
+		for _, m := range removals {
+			answer := RemoveResult{Status: Removed, Count: map[ArtifactKind]int{}}
+			if s := w.says["remove"]; s != "" {
+				answer.Status = s
+			} else if a, ok := w.results[m.Subject]; ok {
+				require.Equal(w, []Artifact{a}, m.Artifacts)
+				delete(w.results, m.Subject)
+				w.removed[a.Kind]++
+				answer.Count[a.Kind]++
+			}
+			out = append(out, answer)
+		}
+	})
 }
 
 func (w *world) Bury(_ context.Context, epoch uint64, bs []Burial) (out []Buried, err error) {
@@ -247,6 +272,13 @@ func (w *world) bury(b Burial) Buried {
 	for kind, n := range b.Count {
 		r.count[kind] += n
 	}
+	if b.Count != nil {
+		return Buried{Status: Removed}
+	}
+	r.revived = false
+	if r.evidence == "" || b.Record.Evidence == Deleted {
+		r.evidence = b.Record.Evidence
+	}
 	grant := b.Revoke && !r.revoked
 	r.revoked = r.revoked || grant
 	return Buried{Status: Removed, Revoke: grant}
@@ -257,7 +289,7 @@ func (w *world) Revive(_ context.Context, subjects []Subject) error {
 		w.revived = append(w.revived, subjects...)
 		for _, s := range subjects {
 			if r := w.records[s]; r != nil {
-				r.evidence, r.hold = "", time.Time{}
+				r.revived, r.hold = true, time.Time{}
 			}
 		}
 	})
@@ -299,6 +331,9 @@ func (w *world) Pull(_ context.Context, epoch uint64, pulls []Pull) (out []Remov
 }
 
 func (w *world) Revoke(_ context.Context, ids []string) (int, int, error) {
+	if slices.Contains(ids, "") { // the real one refuses it, too
+		return 0, 0, errors.New("an id is empty")
+	}
 	return 1, 1, w.call("revoke", func() {
 		for _, id := range ids {
 			w.revoked[id]++
@@ -321,7 +356,7 @@ func (w worldRows) Look(_ context.Context, ls []Look) (answer RowLook, err error
 			for b, binding := range w.Bindings {
 				if l.Subject.Kind == Task && binding.CeleryID || l.Subject.Kind == Row && l.Subject.Binding == b {
 					s.Candidates, s.Keyed = s.Candidates.With(b), s.Keyed.With(b)
-					s.Exists = s.Exists || w.rows[RowRef{b, l.Subject.ID}]
+					s.Exists = s.Exists || w.rows[RowRef{b, l.Subject.ID}] || l.Spelling != "" && w.rows[RowRef{b, l.Spelling}]
 				}
 			}
 			for _, ref := range l.Refs {

@@ -74,11 +74,7 @@ func TestUUIDsInAnySpellingAndCompanions(t *testing.T) {
 }
 
 func TestAnOrphanKeyGoesAfterTheGrace(t *testing.T) {
-	w := newWorld(t)
-	living := w.rows(10)
-	w.results(living...)
-	w.run()
-	w.firstPass()
+	w, living := watched(t, 10)
 	orphan := ids(1)
 	start := time.Now()
 	w.results(orphan...)
@@ -167,10 +163,7 @@ func TestTheGuardHoldsWhatLooksWrong(t *testing.T) {
 }
 
 func TestAnInsertUnderWayIsWaitedFor(t *testing.T) {
-	w := newWorld(t)
-	w.results(w.rows(10)...)
-	w.run()
-	w.firstPass()
+	w, _ := watched(t, 10)
 
 	writing, closeWriting := w.begin()
 	defer closeWriting()
@@ -368,11 +361,7 @@ func TestTwoCopiesLeadOneAfterTheOther(t *testing.T) {
 // A delete that waits for a synchronous standby is in the log, and its row still
 // seems to be there.
 func TestADeleteHeldInSynchronousReplication(t *testing.T) {
-	w := newWorld(t)
-	rows := w.rows(5)
-	w.results(rows...)
-	w.run()
-	w.firstPass()
+	w, rows := watched(t, 5)
 	require.NoError(t, w.sb.Postgres.Reconfigure(t.Context(), map[string]string{"synchronous_standby_names": "nobody"}))
 	ctx, cancel := context.WithCancel(t.Context())
 	deleted := make(chan error, 1)

@@ -63,11 +63,7 @@ func TestFaults(t *testing.T) {
 	} {
 		t.Run(fault.name, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t)
-			rows := w.rows(2000)
-			w.results(rows...)
-			w.run()
-			w.firstPass()
+			w, rows := watched(t, 2000)
 			w.sql("DELETE FROM scan_tasks WHERE id = ANY($1::uuid[])", rows[:300])
 			fault.inject(w)
 			// The stores may be away for the application too: it retries.
@@ -93,11 +89,7 @@ func TestFaults(t *testing.T) {
 
 func TestRedisHangs(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	rows := w.rows(1000)
-	w.results(rows...)
-	w.run()
-	w.firstPass()
+	w, rows := watched(t, 1000)
 	require.NoError(t, w.sb.Redis.Pause(t.Context()))
 	w.sql("DELETE FROM scan_tasks WHERE id = ANY($1::uuid[])", rows[:300])
 	// The hang itself is what is tested: it is long enough for every timeout.
@@ -152,11 +144,7 @@ func TestConnectionsAreCutAndStalled(t *testing.T) {
 
 func TestTruncateAndARecreatedTable(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	rows := w.rows(100)
-	w.results(rows...)
-	w.run()
-	w.firstPass()
+	w, rows := watched(t, 100)
 	// Most rows come back at once: what does not is an orphan, evidence absent.
 	tx, err := w.db.Begin(t.Context())
 	require.NoError(t, err)
@@ -180,11 +168,7 @@ func TestTruncateAndARecreatedTable(t *testing.T) {
 
 func TestAStoppedDatabaseRemovesNothing(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	rows := w.rows(100)
-	w.results(rows...)
-	w.run()
-	w.firstPass()
+	w, rows := watched(t, 100)
 	_, err := w.sb.Postgres.Stop(t.Context())
 	require.NoError(t, err)
 	w.results(rows...) // events, which cannot be judged
@@ -206,11 +190,7 @@ func TestAStoppedDatabaseRemovesNothing(t *testing.T) {
 
 func TestAFastStopOfPostgresIsFast(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	rows := w.rows(5000)
-	w.results(rows...)
-	w.run()
-	w.firstPass()
+	w, rows := watched(t, 5000)
 	require.NoError(t, w.sb.Redis.Pause(t.Context()))
 	w.sql("DELETE FROM scan_tasks WHERE id = ANY($1::uuid[])", rows[:4000])
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

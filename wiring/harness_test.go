@@ -53,6 +53,17 @@ func newWorld(t *testing.T, opts ...sandbox.Options) *world {
 	return w
 }
 
+// watched is a world with n rows that have results, and a daemon after its first pass.
+func watched(t *testing.T, n int, env ...string) (w *world, rows []string) {
+	t.Helper()
+	w = newWorld(t)
+	rows = w.rows(n)
+	w.results(rows...)
+	w.run(env...)
+	w.firstPass()
+	return w, rows
+}
+
 // client is one of a database of a Redis, for as long as the test runs.
 func (w *world) client(server *sandbox.Redis, db int) *redis.Client {
 	c := server.Client(db)

@@ -20,11 +20,7 @@ import (
 // it first looks.
 func TestALateFirstLookWaitsForARowOnItsWayInAgain(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	rows := w.rows(20)
-	w.results(rows...)
-	w.run()
-	w.firstPass()
+	w, rows := watched(t, 20)
 	w.daemon.stop()
 	w.sql("DELETE FROM scan_tasks WHERE id = ANY($1::uuid[])", rows[:2])
 	waitFor(t, 2*grace) // longer than a delete is prompt
@@ -51,10 +47,7 @@ func waitFor(t *testing.T, d time.Duration) {
 // A key that is written again is as new as the last write, even with the same value.
 func TestAKeyWrittenAgainWithTheSameValueIsNew(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	w.results(w.rows(10)...)
-	w.run("ORPHANWATCH_POLICY_GRACE=2s")
-	w.firstPass()
+	w, _ := watched(t, 10, "ORPHANWATCH_POLICY_GRACE=2s")
 	id := ids(1)
 	w.results(id...)
 	w.stays(1500*time.Millisecond, id...)
@@ -72,11 +65,7 @@ func TestAKeyWrittenAgainWithTheSameValueIsNew(t *testing.T) {
 // and nothing of another database.
 func TestOldDeletionsAreNoEvidenceForNewRows(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	rows := w.rows(100)
-	w.results(rows...)
-	w.run()
-	w.firstPass()
+	w, rows := watched(t, 100)
 	w.sql("DELETE FROM scan_tasks")
 	w.gone(recovery, rows...)
 	w.daemon.stop()
@@ -106,11 +95,7 @@ func TestOldDeletionsAreNoEvidenceForNewRows(t *testing.T) {
 
 func TestAHoldEndsWhenTheRowExists(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	rows := w.rows(10)
-	w.results(rows...)
-	w.run()
-	w.firstPass()
+	w, rows := watched(t, 10)
 	w.sql("DELETE FROM scan_tasks WHERE id = $1", rows[0])
 	w.gone(recovery, rows[0])
 	_, err := w.store.Restore(t.Context(), rows[:1], time.Hour)
@@ -127,10 +112,7 @@ func TestAHoldEndsWhenTheRowExists(t *testing.T) {
 // Rows that are only not committed yet do not look orphaned to the guard.
 func TestUncommittedRowsDoNotTripTheGuard(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	w.results(w.rows(10)...)
-	w.run()
-	w.firstPass()
+	w, _ := watched(t, 10)
 	tx, done := w.begin()
 	defer done()
 	batch := ids(60)
@@ -206,11 +188,7 @@ func TestAnyNumberOfOtherTasks(t *testing.T) {
 // Connections whose other end does not answer any more, though the server does.
 func TestLookupsThatAreNeverAnswered(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	rows := w.rows(100)
-	w.results(rows...)
-	w.run()
-	w.firstPass()
+	w, rows := watched(t, 100)
 	w.results(rows...)
 	w.awaitStatus(recovery, "all to be judged", func(s wiring.DaemonStatus) bool { return s.Queue.Pending == 0 })
 	pids, err := w.db.Query(t.Context(), "SELECT pid FROM pg_stat_activity WHERE application_name = 'orphanwatch'")

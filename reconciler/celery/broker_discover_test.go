@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/redis/go-redis/v9"
+
 	"github.com/orphanwatch/orphanwatch/reconciler"
 	"github.com/orphanwatch/orphanwatch/reconciler/celery"
 )
@@ -356,5 +358,28 @@ func TestASweepKnowsWhatWasAnnounced(t *testing.T) {
 	}
 	if got := l.sweep(); len(got) != 2 || got["a"].Place.List != "new" || got["b"].Place.List != "bound"+sep+"9" {
 		t.Errorf("%v", got)
+	}
+}
+
+// The rights that doctor asks for are of the queues: a list of another application
+// in the same database, which our user may not read, is none of them.
+func TestAListThatMayNotBeReadIsPassedOver(t *testing.T) {
+	t.Parallel()
+	l := newBrokerLab(t)
+	l.run("rpush celery @a", "rpush another:list x", "acl setuser watch on nopass +@all ~celery* ~_kombu* ~unacked* ~orphanwatch:* allchannels")
+	options := *l.client.Options()
+	options.Username, options.Password = "watch", "x"
+	client := redis.NewClient(&options)
+	t.Cleanup(func() { _ = client.Close() })
+	b := celery.NewBroker(celery.BrokerOptions{Client: client, Bindings: []reconciler.Binding{scans}})
+	l.ok(b.Discover(t.Context()))
+	l.ok(b.Arrivals(t.Context(), "another:list", func([]reconciler.Message) error { return nil }))
+	n := 0
+	l.ok(b.Sweep(t.Context(), func(batch []reconciler.Message) error {
+		n += len(batch)
+		return nil
+	}))
+	if n != 1 {
+		t.Errorf("%d messages", n)
 	}
 }

@@ -325,3 +325,34 @@ func TestRestoreWithMessages(t *testing.T) {
 		}
 	}
 }
+
+// A record tells that a message was taken out of a queue, until its row lives again.
+func TestARecordTellsWhatWasTaken(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	task := reconciler.TaskSubject(id1)
+	bury := func(b reconciler.Burial) reconciler.Buried {
+		b.Task = task
+		b.Record = reconciler.Record{Evidence: reconciler.Deleted, Table: "public.scan_tasks", Key: "a\nb"}
+		return l.bury(b)[0]
+	}
+	bury(reconciler.Burial{})
+	bury(reconciler.Burial{Count: map[reconciler.ArtifactKind]int{reconciler.UnackedMessage: 1}})
+	if f := l.look(task); f.Taken || !f.Deleted || f.Table != "public.scan_tasks" || f.Key != "a\nb" {
+		t.Errorf("%+v", f)
+	}
+	bury(reconciler.Burial{Count: map[reconciler.ArtifactKind]int{reconciler.QueuedMessage: 2}})
+	if f := l.look(task); !f.Taken || f.Revoked {
+		t.Errorf("%+v", f)
+	}
+	l.ok(l.Revive(t.Context(), []reconciler.Subject{task}))
+	if f := l.look(task); f.Taken || f.Deleted {
+		t.Errorf("%+v", f)
+	}
+	if b := bury(reconciler.Burial{Revoke: true}); !b.Revoke {
+		t.Errorf("%+v", b)
+	}
+	if b := bury(reconciler.Burial{Revoke: true}); b.Revoke {
+		t.Error("revoked twice")
+	}
+}

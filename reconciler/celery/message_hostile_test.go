@@ -3,6 +3,7 @@ package celery_test
 import (
 	"encoding/base64"
 	"errors"
+	"fmt"
 	"reflect"
 	"strings"
 	"testing"
@@ -332,5 +333,29 @@ func TestPriority(t *testing.T) {
 	}
 	if celery.Priority("x") != 0 || celery.Priority(envelope(echo, "", "", "")) != 0 {
 		t.Error("no priority is 0")
+	}
+}
+
+// A key that no index holds is no row's, and is not kept: what is remembered of a
+// message is bounded.
+func TestLongArgumentsAreNoKeys(t *testing.T) {
+	t.Parallel()
+	argued := reconciler.Binding{Schema: "public", Table: "scans", Key: "id", Args: []int{0}, Names: []string{"scan"}}
+	r := celery.NewReader([]reconciler.Binding{argued})
+	of := func(id, name, arg string) (reconciler.Message, error) {
+		return r.Read(fmt.Sprintf(`{"body": "[[\"%s\"], {}, {}]", "content-encoding": "utf-8", "content-type": "application/json", "headers": {"task": %q, "id": %q}, `+
+			`"properties": {"delivery_info": {"exchange": "", "routing_key": "celery"}, "delivery_tag": "t"}}`, arg, name, id))
+	}
+	if m, err := of("1", "scan", strings.Repeat("k", 8<<10)); err != nil || len(m.Refs) != 1 {
+		t.Errorf("%v, %d", err, len(m.Refs))
+	}
+	if m, err := of("1", "scan", strings.Repeat("k", 1<<20)); err != nil || len(m.Refs) != 0 {
+		t.Errorf("%v, %d", err, len(m.Refs))
+	}
+	if _, err := of(strings.Repeat("i", 1<<20), "scan", "k"); err == nil {
+		t.Error("an id of 1 MiB")
+	}
+	if _, err := of("1", strings.Repeat("n", 1<<20), "k"); err == nil {
+		t.Error("a name of 1 MiB")
 	}
 }
