@@ -8,6 +8,7 @@ import (
 	"runtime/debug"
 	"time"
 
+	"github.com/redis/go-redis/v9"
 	"go.uber.org/fx"
 	"go.uber.org/fx/fxevent"
 	"golang.org/x/sync/errgroup"
@@ -75,7 +76,7 @@ func options(ctx context.Context, c *Config, log *slog.Logger, version Version, 
 		),
 		// Telemetry first: instruments are made from the global providers.
 		fx.Invoke(func(*Telemetry) {}),
-		fx.Invoke(func(lc fx.Lifecycle, down fx.Shutdowner, t *Telemetry, rows *postgres.Store, controller *watcher.Controller, server *Server) {
+		fx.Invoke(func(lc fx.Lifecycle, down fx.Shutdowner, t *Telemetry, rows *postgres.Store, results *redis.Client, broker BrokerClient, controller *watcher.Controller, server *Server) {
 			running, stop := context.WithCancel(context.WithoutCancel(ctx))
 			g, running := errgroup.WithContext(running)
 			ended := make(chan struct{})
@@ -98,7 +99,7 @@ func options(ctx context.Context, c *Config, log *slog.Logger, version Version, 
 						return fmt.Errorf("stop: %w", ctx.Err())
 					}
 					rows.Close()
-					return t.Shutdown(ctx)
+					return errors.Join(results.Close(), broker.Close(), t.Shutdown(ctx))
 				},
 			})
 			log.InfoContext(ctx, "orphanwatch", "version", string(version), "http", server.Addr())

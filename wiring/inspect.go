@@ -49,6 +49,7 @@ func OpenStores(c *Config, log *slog.Logger) (*Stores, error) {
 	}
 	brokerClient, err := NewBrokerClient(c)
 	if err != nil {
+		_ = client.Close()
 		return nil, err
 	}
 	rows, err := postgres.New(postgres.Options{
