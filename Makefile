@@ -46,8 +46,9 @@ fmt: tools ## format as the linter wants it
 	$(GOLANGCI) fmt ./...
 
 .PHONY: bench
-bench: deps ## latency, bulk and rest of the whole daemon, then all benchmarks
-	$(GO) test -count=1 -v -run '^TestMeasure$$' ./wiring -measure
+bench: deps ## latency, bulk, a million messages and rest of the whole daemon, then all benchmarks
+	$(GO) test -count=1 -v -run '^TestMeasure' -timeout 20m ./wiring -measure
+	$(GO) test -count=1 -v -run '^TestMillion$$' -timeout 10m ./reconciler/celery -million
 	$(GO) test -run '^$$' -bench . -benchmem -timeout 30m ./...
 
 .PHONY: e2e

@@ -89,6 +89,8 @@ func New(o Options) (*Controller, error) {
 
 const (
 	batchLimit = 1000
+	// sweepLimit is how many entries one sweep over the broker serves.
+	sweepLimit = 10_000
 	// lasting is how long a term takes that is not one of a series of failures.
 	lasting = 10 * time.Second
 )
@@ -195,7 +197,7 @@ func (c *Controller) term(ctx context.Context, session Session) error {
 	for range c.Workers {
 		g.Go(func() error { return t.work(all, t.queue, batchLimit) })
 	}
-	g.Go(func() error { return t.work(all, t.messages, c.QueueLimit) })
+	g.Go(func() error { return t.work(all, t.messages, sweepLimit) })
 	g.Go(func() error { return t.look(feed) })
 	g.Go(func() error { return t.resyncLoop(feed, subscribed) })
 	g.Go(func() error { return t.orders(feed) })
