@@ -72,6 +72,7 @@ func (a *application) judge(deleted map[string]time.Time) {
 			within = append(within, after.Round(time.Millisecond))
 		default:
 			late = append(late, after.Round(time.Millisecond))
+			a.t.Logf("late: %+v, committed %v, its record: %v", run, at, a.redis.HGetAll(a.t.Context(), "orphanwatch:record:task:"+run.ID).Val())
 		}
 	}
 	slices.Sort(late)
