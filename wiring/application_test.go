@@ -340,6 +340,20 @@ func (a *application) block(n int) {
 	a.awaitRuns(recovery, 1, a.send(unjudged, others(n, map[string]any{"wait": "gate"}, nil)...))
 }
 
+// tellResult tells of one of the results that are left, and what the record says of it.
+func (a *application) tellResult(ids []string, n int) string {
+	if n == 0 {
+		return ""
+	}
+	ctx := a.t.Context()
+	for _, id := range ids {
+		if v, err := a.redis.Get(ctx, resultKey(id)).Result(); err == nil {
+			return fmt.Sprintf(", such as %s with the record %v", v, a.redis.HGetAll(ctx, "orphanwatch:record:task:"+id).Val())
+		}
+	}
+	return ""
+}
+
 // left tells what of the tasks with these ids is in Redis.
 func (a *application) left(ids []string) error {
 	letters, err := a.letters()
@@ -354,7 +368,7 @@ func (a *application) left(ids []string) error {
 	}
 	results, err := a.count(ids)
 	if err == nil && len(n)+results > 0 {
-		err = fmt.Errorf("%d queued, %d held messages and %d results of deleted rows are left", n["queued"], n["held"], results)
+		err = fmt.Errorf("%d queued, %d held messages and %d results of deleted rows are left%s", n["queued"], n["held"], results, a.tellResult(ids, results))
 	}
 	return err
 }

@@ -35,7 +35,8 @@ const (
 )
 
 func stress(t *testing.T) {
-	a := newApplication(t, variant{})
+	// Extended results tell of tasks that idle workers take before the daemon sees them.
+	a := newApplication(t, variant{config: map[string]any{"result_extended": true}})
 	rows := a.rows(stressMessages)
 	a.run()
 	a.work(2, nil)
