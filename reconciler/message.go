@@ -93,9 +93,9 @@ type Pull struct {
 // Messages is the broker as the reconciler needs it.
 type Messages interface {
 	// Sweep yields every message that can be read: the unacked ones first, then each
-	// list from the head to the tail; some more than once. It leaves the server its
-	// share of the time. What is not in a list and not unacked (in the hands of a
-	// worker that has just popped it) is not seen.
+	// list from the head to the tail, then what became unacked meanwhile; some more
+	// than once. It leaves the server its share of the time. What is not in a list and
+	// not unacked (in the hands of a worker that has just popped it) is not seen.
 	Sweep(ctx context.Context, yield func([]Message) error) error
 	// Pull answers in order: Removed; Changed where the message is not there any
 	// more (popped, given back, acknowledged); Stale, Paused or Held.

@@ -186,6 +186,27 @@ func TestSweep(t *testing.T) {
 	}
 }
 
+// TestSweepMeetsWhatIsPopped: a worker takes a message after the unacked ones were
+// read and before its list is.
+func TestSweepMeetsWhatIsPopped(t *testing.T) {
+	t.Parallel()
+	l := newBrokerLab(t)
+	l.run("hset unacked tag-a &a", "zadd unacked_index 1 tag-a", "rpush celery @b")
+	var got []string
+	l.ok(l.Sweep(t.Context(), func(messages []reconciler.Message) error {
+		if len(got) == 0 {
+			l.run("rpop celery", "hset unacked tag-b &b", "zadd unacked_index 2 tag-b")
+		}
+		for _, m := range messages {
+			got = append(got, m.ID)
+		}
+		return nil
+	}))
+	if want := []string{"a", "b"}; !slices.Equal(got, want) {
+		t.Errorf("met %v, want %v", got, want)
+	}
+}
+
 // TestSweepMeetsAll: whatever is taken out or pushed between two windows, each
 // message that stays is met.
 func TestSweepMeetsAll(t *testing.T) {

@@ -31,14 +31,17 @@ func (b *Broker) Sweep(ctx context.Context, yield func([]reconciler.Message) err
 		return err
 	}
 	pace := b.pace()
-	unreadable, err := b.sweepUnacked(ctx, pace, yield)
-	if err != nil {
+	// What workers hold comes first, since it starts first; and once more at the end:
+	// they take messages out of lists that have not been read yet.
+	met := map[uint64]struct{}{}
+	if _, err := b.sweepUnacked(ctx, pace, met, yield); err != nil {
 		return err
 	}
 	lists, err := b.filled(ctx, pace)
 	if err != nil {
 		return err
 	}
+	var unreadable int64
 	for _, list := range lists {
 		n, err := b.sweepList(ctx, pace, list, yield)
 		if err != nil {
@@ -46,6 +49,11 @@ func (b *Broker) Sweep(ctx context.Context, yield func([]reconciler.Message) err
 		}
 		unreadable += n
 	}
+	n, err := b.sweepUnacked(ctx, pace, met, yield)
+	if err != nil {
+		return err
+	}
+	unreadable += n
 	b.unreadable.Store(unreadable)
 	return nil
 }
@@ -82,7 +90,11 @@ func (b *Broker) filled(ctx context.Context, pace *pacer) ([]string, error) {
 	return out, nil
 }
 
-func (b *Broker) sweepUnacked(ctx context.Context, pace *pacer, yield func([]reconciler.Message) error) (unreadable int64, err error) {
+// metMax is how many unacked messages are not yielded twice by one sweep.
+const metMax = 100_000
+
+// sweepUnacked yields the unacked messages that have not been met.
+func (b *Broker) sweepUnacked(ctx context.Context, pace *pacer, met map[uint64]struct{}, yield func([]reconciler.Message) error) (unreadable int64, err error) {
 	n := window(windowFirst)
 	for cursor := uint64(0); ; {
 		var fields []string
@@ -99,9 +111,16 @@ func (b *Broker) sweepUnacked(ctx context.Context, pace *pacer, yield func([]rec
 		messages, values := make([]reconciler.Message, 0, len(fields)/2), make([]string, 0, len(fields)/2)
 		for pair := range slices.Chunk(fields, 2) {
 			values = append(values, pair[1])
+			is := b.hash(pair[0]) ^ b.hash(pair[1])
+			if _, had := met[is]; had {
+				continue
+			}
 			m, err := b.readUnacked(pair[0], pair[1])
 			if err == nil {
 				messages = append(messages, m)
+				if len(met) < metMax {
+					met[is] = struct{}{}
+				}
 			} else if pair[0] != tombstoneTag {
 				unreadable++
 			}
