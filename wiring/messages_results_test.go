@@ -45,6 +45,26 @@ func TestResultsAreFoundByTheirArguments(t *testing.T) {
 	}
 }
 
+// An idle worker takes a task before anybody has seen its message: then the event of
+// its extended result tells the row, without a pass.
+func TestResultsOfTasksThatNeverWaited(t *testing.T) {
+	t.Parallel()
+	a := newApplication(t, variant{config: map[string]any{"result_extended": true}})
+	rows := a.rows(20)
+	a.run()
+	a.firstPass()
+	a.work(2, nil)
+	var results []string
+	for _, row := range rows {
+		id := a.send(1, a.scan(row, nil, nil))
+		sandbox.AwaitTB(t, recovery, "the result", sandbox.Until(func() bool { return a.have(id...) == 1 }))
+		results = append(results, id...)
+	}
+	a.delete(2, rows[:10])
+	a.gone(recovery, results[:10]...)
+	a.stays(2*grace, results[10:]...)
+}
+
 // With celery.terminate a task that runs is ended, so that the only process of the
 // worker is free for the next one.
 func TestARunningTaskIsTerminated(t *testing.T) {

@@ -50,13 +50,13 @@ func TestNoTaskOfADeletedRowRuns(t *testing.T) {
 			const waiting = 18 + 15 + 5 + 18 + 15
 			a.awaitPlaces(0, waiting)
 
-			// Both processes are busy, and what they take next gives the daemon a second.
+			// Both processes are busy, and what they take next gives the daemon a moment.
 			a.block(2)
 			slots := 8 // 2 processes x worker_prefetch_multiplier 4
 			if v.config["task_acks_late"] == true {
 				slots -= 2 // taken by those that run
 			}
-			a.send(1, a.scans(cut(&living, 4), map[string]any{"sleep": 0.5}, nil)...)
+			a.send(1, a.scans(cut(&living, 4), map[string]any{"sleep": 0.2}, nil)...)
 			a.send(never, a.scans(cut(&doomed, slots-4), nil, nil)...)
 			a.awaitPlaces(0, waiting+8)
 
