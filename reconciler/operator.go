@@ -10,11 +10,16 @@ import (
 type Cleanup struct {
 	// Trigger is ByCLI or ByAPI; it is kept in the records of what is removed.
 	Trigger Trigger
+	// Scheduled: the daemon does it by itself, so that policy.remove holds for it.
+	Scheduled bool
 	// DryRun: nothing is changed, only counted.
 	DryRun bool
 	// Force goes past the guard, but never to another database than that of the
 	// first start.
 	Force bool
+	// Patience is for how long what waits for open transactions is waited for beyond
+	// the grace; 0 for as long as they hold it (policy.inflight_limit).
+	Patience time.Duration
 	// Progress is told how far the work is, from one goroutine at a time; nil for nobody.
 	Progress func(Progress)
 }
@@ -31,6 +36,14 @@ func (c Cleanup) tell(p Progress) {
 	if c.Progress != nil {
 		c.Progress(p)
 	}
+}
+
+// reason is why a pass is made.
+func (c Cleanup) reason() string {
+	if c.Scheduled {
+		return "full cleanup"
+	}
+	return string(c.Trigger)
 }
 
 // GuardedError is what an explicit cleanup answers where the guard (R5) holds it.
@@ -126,7 +139,7 @@ type TaskInfo struct {
 	// Kind of the artifact: results, companions, messages, unacked.
 	Kind ArtifactKind `json:"kind"`
 	// Key is its Redis key: of a message, its list.
-	Key string `json:"key"`
+	Key string `json:"key,omitempty"`
 	// Name is the Celery task name, Status its state, where the artifact tells them.
 	Name   string `json:"name,omitempty"`
 	Status string `json:"status,omitempty"`

@@ -23,8 +23,6 @@ const (
 	ByResync Trigger = "resync"
 	ByAPI    Trigger = "api"
 	ByCLI    Trigger = "cli"
-	// BySchedule is the daily full cleanup.
-	BySchedule Trigger = "schedule"
 )
 
 // Remove says which evidence leads to a removal.

@@ -46,6 +46,7 @@ type Options struct {
 	Artifacts Artifacts
 	Rows      Rows
 	Scanner   Scanner
+	Pages     Pages
 	Tables    Tables
 	// RecordIdentity keeps the database's identity at the first start, and gives
 	// the one that was kept then.
@@ -78,6 +79,8 @@ type Reconciler struct {
 
 	firstPass atomic.Bool
 	foreign   atomic.Bool
+	// passing is held by the pass under way, cleaning by an operator's cleanup.
+	passing, cleaning chan struct{}
 
 	mu      sync.Mutex
 	waiting []Transaction
@@ -91,6 +94,7 @@ func New(o Options) (*Reconciler, error) {
 		o.Now = time.Now
 	}
 	r := &Reconciler{Options: o, revokes: newRevokes(), seen: NewSeen(seenLimit, seenAge, o.Now), met: NewMemory(seenLimit)}
+	r.passing, r.cleaning = make(chan struct{}, 1), make(chan struct{}, 1)
 	for _, b := range o.Bindings {
 		r.byArgument = r.byArgument || b.ByArgument()
 		r.byID = r.byID || b.CeleryID || len(b.Columns) > 0
@@ -329,8 +333,12 @@ func (r *Reconciler) situation(term Term, u *unit, now time.Time) Situation {
 		guard, guardAll = t.Reason, t.All
 	}
 	w := u.work
+	policy := r.Policy
+	if w.Explicit {
+		policy.Remove = RemoveAll
+	}
 	return Situation{
-		Bindings: r.Bindings, Policy: r.Policy, Subject: u.look.Subject, Row: u.row, Found: u.found,
+		Bindings: r.Bindings, Policy: policy, Subject: u.look.Subject, Row: u.row, Found: u.found,
 		Deletions: w.Deletions, Visible: u.sees, Fresh: len(w.Deletions) > 0 && !w.changed,
 		Prompt:     u.prompt && !u.found.Deleted,
 		Remembered: r.remembers(u.look),

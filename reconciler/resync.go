@@ -62,6 +62,9 @@ const (
 type Suspect struct {
 	Look
 	Accepted bool
+	// Deleted: its deletion is known. Table is that of the binding it may be of.
+	Deleted bool
+	Table   string
 }
 
 // Progress is the pass under way, or the last one.
@@ -97,8 +100,25 @@ func (r *Reconciler) update(f func(p *Pass)) {
 // row: each is then looked at again, and gated, like any event. observe only
 // counts. It tells whether there was more than one pass submits.
 func (r *Reconciler) Resync(ctx context.Context, term Term, reason string, observe bool, submit func(context.Context, []Suspect) error) (more bool, err error) {
-	r.update(func(p *Pass) { *p = Pass{Reason: reason, Started: r.Now(), Stage: stageScan} })
-	more, err = r.compareAll(ctx, term, observe, submit)
+	return r.resync(ctx, term, passOptions{reason: reason, observe: observe, submit: submit})
+}
+
+// passOptions are how a pass is made. force goes past the guard, but not to another database.
+type passOptions struct {
+	reason         string
+	observe, force bool
+	submit         func(context.Context, []Suspect) error
+}
+
+func (r *Reconciler) resync(ctx context.Context, term Term, o passOptions) (more bool, err error) {
+	select {
+	case r.passing <- struct{}{}: // one at a time: an operator's may come while the daemon makes one
+		defer func() { <-r.passing }()
+	case <-ctx.Done():
+		return false, ctx.Err()
+	}
+	r.update(func(p *Pass) { *p = Pass{Reason: o.reason, Started: r.Now(), Stage: stageScan} })
+	more, err = r.compareAll(ctx, term, o)
 	r.update(func(p *Pass) {
 		p.Ended, p.Stage = r.Now(), stageDone
 		if err != nil {
@@ -106,12 +126,12 @@ func (r *Reconciler) Resync(ctx context.Context, term Term, reason string, obser
 		}
 	})
 	if err != nil {
-		return false, fmt.Errorf("resync (%s): %w", reason, err)
+		return false, fmt.Errorf("resync (%s): %w", o.reason, err)
 	}
 	return more, nil
 }
 
-func (r *Reconciler) compareAll(ctx context.Context, term Term, observe bool, submit func(context.Context, []Suspect) error) (bool, error) {
+func (r *Reconciler) compareAll(ctx context.Context, term Term, o passOptions) (bool, error) {
 	c := newComparison(r)
 	if err := r.Scanner.Scan(ctx, func(ls []Look) error { return c.add(ctx, ls) }); err != nil {
 		return false, fmt.Errorf("scan redis: %w", err)
@@ -141,7 +161,10 @@ func (r *Reconciler) compareAll(ctx context.Context, term Term, observe bool, su
 		return false, err
 	}
 	tripped := r.Guard.Tripped() != nil
-	ok, accepted := r.Guard.JudgePass(t.Tally)
+	ok, accepted := true, true
+	if !o.force || t.Identity != "" {
+		ok, accepted = r.Guard.JudgePass(t.Tally)
+	}
 	r.firstPass.Store(true) // before anything is submitted: that waits for it
 	if !ok {
 		if !tripped {
@@ -150,13 +173,13 @@ func (r *Reconciler) compareAll(ctx context.Context, term Term, observe bool, su
 		t.holdAll(HeldByGuard)
 		r.update(func(p *Pass) { p.Guarded = int64(t.Orphans) })
 		confirmed = onlyDeleted(confirmed)
-	} else if observe {
+	} else if o.observe {
 		t.holdAll(HeldByPolicy)
 	}
 	r.mu.Lock()
 	r.orphans = t.held
 	r.mu.Unlock()
-	if observe {
+	if o.observe {
 		return false, nil
 	}
 	r.update(func(p *Pass) { p.Stage = stageSubmit })
@@ -164,9 +187,9 @@ func (r *Reconciler) compareAll(ctx context.Context, term Term, observe bool, su
 		n := min(lookBatch, len(confirmed))
 		batch := make([]Suspect, n)
 		for i, s := range confirmed[:n] {
-			batch[i] = Suspect{Look: s.Look, Accepted: accepted}
+			batch[i] = Suspect{Look: s.Look, Accepted: accepted, Deleted: s.deleted, Table: r.ownerName(s.in)}
 		}
-		if err := submit(ctx, batch); err != nil {
+		if err := o.submit(ctx, batch); err != nil {
 			return false, fmt.Errorf("submit: %w", err)
 		}
 		confirmed = confirmed[n:]

@@ -27,7 +27,8 @@ type Artifact struct {
 	Name string
 	// Refs are the rows that it names by the task's arguments.
 	Refs []RowRef
-	// Ended: it is the result of a task that has ended.
+	// State is the task's state, where a result tells it; Ended: it has ended.
+	State string
 	Ended bool
 	// Message is what it is, where Kind is QueuedMessage or UnackedMessage. Its stamp
 	// is the delivery tag: it stays the same message wherever it is.

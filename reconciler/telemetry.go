@@ -65,7 +65,7 @@ const (
 var LagBuckets = []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300}
 
 var (
-	triggers = []Trigger{ByDelete, ByEvent, ByResync}
+	triggers = []Trigger{ByDelete, ByEvent, ByResync, ByAPI, ByCLI}
 	outcomes = []Outcome{OutcomeRemoved, OutcomeKept, OutcomeNoop, OutcomeDeferred, OutcomeGuarded, OutcomeReported, OutcomeError}
 	kinds    = []ArtifactKind{ResultKey, CompanionKey, QueuedMessage, UnackedMessage}
 

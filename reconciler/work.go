@@ -23,6 +23,8 @@ type Work struct {
 	Deletions []Deletion
 	// Accepted: an operator let the pass that found it through the guard.
 	Accepted bool
+	// Explicit: an operator asked for it, whatever policy.remove says.
+	Explicit bool
 	// Fence was taken after the first look at what is there now; nil for none yet.
 	Fence *Fence
 	// Attempts is how often it has been reconciled.

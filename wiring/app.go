@@ -72,17 +72,20 @@ func options(ctx context.Context, c *Config, log *slog.Logger, version Version, 
 			NewReconciler,
 			NewDesk,
 			NewController,
+			NewOperator,
+			NewSchedule,
 			NewServer,
 		),
 		// Telemetry first: instruments are made from the global providers.
 		fx.Invoke(func(*Telemetry) {}),
-		fx.Invoke(func(lc fx.Lifecycle, down fx.Shutdowner, t *Telemetry, rows *postgres.Store, results *redis.Client, broker BrokerClient, controller *watcher.Controller, server *Server) {
+		fx.Invoke(func(lc fx.Lifecycle, down fx.Shutdowner, t *Telemetry, rows *postgres.Store, results *redis.Client, broker BrokerClient, controller *watcher.Controller, operator *Operator, schedule *Schedule, server *Server) {
 			running, stop := context.WithCancel(context.WithoutCancel(ctx))
 			g, running := errgroup.WithContext(running)
 			ended := make(chan struct{})
 			lc.Append(fx.Hook{
 				OnStart: func(context.Context) error {
 					g.Go(func() error { return controller.Run(running) })
+					g.Go(func() error { return schedule.Run(running) })
 					g.Go(func() error { return server.Run(running) })
 					go func() {
 						*died = g.Wait()
@@ -99,7 +102,7 @@ func options(ctx context.Context, c *Config, log *slog.Logger, version Version, 
 						return fmt.Errorf("stop: %w", ctx.Err())
 					}
 					rows.Close()
-					return errors.Join(results.Close(), broker.Close(), t.Shutdown(ctx))
+					return errors.Join(operator.Close(), results.Close(), broker.Close(), t.Shutdown(ctx))
 				},
 			})
 			log.InfoContext(ctx, "orphanwatch", "version", string(version), "http", server.Addr())

@@ -82,6 +82,8 @@ type SlotStatus struct {
 	// limit; bytes.
 	RetainedWAL int64 `json:"retained_wal"`
 	SafeWAL     int64 `json:"safe_wal"`
+	// Confirmed is the position up to which everything is done.
+	Confirmed reconciler.LSN `json:"-"`
 }
 
 // PauseStatus is since when and by whom removals are paused.
@@ -323,7 +325,8 @@ func (s *Stores) inspectPostgres(ctx context.Context, r *Report) error {
 const slotStatusSQL = `
 SELECT s.active, coalesce('pid ' || s.active_pid || coalesce(' (' || nullif(a.application_name, '') || ')', ''), ''),
        coalesce(s.wal_status, ''), coalesce(s.safe_wal_size, -1),
-       coalesce((CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END - s.restart_lsn)::bigint, 0)
+       coalesce((CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END - s.restart_lsn)::bigint, 0),
+       coalesce((s.confirmed_flush_lsn - '0/0')::bigint, 0)
   FROM pg_replication_slots s LEFT JOIN pg_stat_activity a ON a.pid = s.active_pid
  WHERE s.slot_name = $1`
 
@@ -343,7 +346,7 @@ func (s *Stores) Slot(ctx context.Context) (SlotStatus, error) {
 		defer cancel()
 		_ = conn.Close(closing)
 	}()
-	err = conn.QueryRow(ctx, slotStatusSQL, slot.Name).Scan(&slot.Active, &slot.Holder, &slot.WALStatus, &slot.SafeWAL, &slot.RetainedWAL)
+	err = conn.QueryRow(ctx, slotStatusSQL, slot.Name).Scan(&slot.Active, &slot.Holder, &slot.WALStatus, &slot.SafeWAL, &slot.RetainedWAL, &slot.Confirmed)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return slot, nil
 	}

@@ -32,18 +32,52 @@ func (c *cli) cleanupFlags(cmd *cobra.Command, guarded bool) *cleanup {
 	return u
 }
 
-// options are what the reconciler is told; meter shows how far it is.
-func (u *cleanup) options(m *meter) reconciler.Cleanup {
-	return reconciler.Cleanup{Trigger: reconciler.ByCLI, DryRun: u.dryRun, Force: u.force, Progress: m.tell}
+// asking is a cleanup that is previewed before it is confirmed.
+type asking[R any] struct {
+	do func(context.Context, reconciler.Cleanup) (R, error)
+	// show prints a report; count is how much there is to do by a preview.
+	show  func(R) error
+	count func(R) int64
+	// ask puts the question; nil for y or n to question.
+	ask      func(R) error
+	question string
 }
 
-// allowed asks on a terminal, and refuses without --yes elsewhere. A dry run is
-// always allowed.
-func (u *cleanup) allowed(question string) error {
-	if u.dryRun {
-		return nil
+// perform shows what would be done and asks, where it is a terminal and not --yes;
+// refuses elsewhere without --yes; and then does it. A dry run is always allowed.
+func perform[R any](ctx context.Context, u *cleanup, a asking[R]) error {
+	if !u.dryRun && !u.yes {
+		if !isTerminal(u.in) || !isTerminal(u.err) {
+			return notAllowedError{errors.New("not confirmed: give --yes (or --dry-run to look only), or run it on a terminal")}
+		}
+		preview, err := once(ctx, u, a, true)
+		if err != nil || a.count(preview) == 0 {
+			return err
+		}
+		if a.ask == nil {
+			err = ask(u.in, u.err, a.question)
+		} else {
+			err = a.ask(preview)
+		}
+		if err != nil {
+			return err
+		}
 	}
-	return u.confirm(u.yes, question)
+	_, err := once(ctx, u, a, u.dryRun)
+	return err
+}
+
+// once does it, or looks, and shows what came of it: after an error, what was done.
+func once[R any](ctx context.Context, u *cleanup, a asking[R], dryRun bool) (R, error) {
+	m := u.meter()
+	report, err := a.do(ctx, reconciler.Cleanup{Trigger: reconciler.ByCLI, DryRun: dryRun, Force: u.force, Progress: m.tell})
+	m.done()
+	if err == nil || a.count(report) > 0 {
+		err = errors.Join(a.show(report), ended(err))
+	} else {
+		err = ended(err)
+	}
+	return report, err
 }
 
 // ended turns what the reconciler answers into what a user can act on.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -16,7 +17,12 @@ import (
 	"github.com/orphanwatch/orphanwatch/wiring"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(sandbox.Shared(m)) }
+func TestMain(m *testing.M) {
+	if os.Getenv(asCommand) != "" {
+		main()
+	}
+	goleak.VerifyTestMain(sandbox.Shared(m))
+}
 
 // site is one pair of stores, and the environment that leads to it.
 type site struct {

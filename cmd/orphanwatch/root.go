@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 
 	"github.com/spf13/cobra"
 
@@ -64,6 +65,7 @@ func execute(ctx context.Context, args []string, s streams, environ []string) in
 	var code exitCode
 	var usage usageError
 	var notAllowed notAllowedError
+	var cannotTell cannotTellError
 	switch {
 	case err == nil:
 		return exitOK
@@ -75,7 +77,7 @@ func execute(ctx context.Context, args []string, s streams, environ []string) in
 	case errors.As(err, &notAllowed):
 		fmt.Fprintln(s.err, "orphanwatch:", err)
 		return exitNotAllowed
-	case errors.Is(err, reconciler.ErrUnreachable):
+	case errors.Is(err, reconciler.ErrUnreachable), errors.As(err, &cannotTell):
 		fmt.Fprintln(s.err, "orphanwatch:", err)
 		return exitUnreachable
 	}
@@ -112,6 +114,8 @@ or not confirmed, 5 a dependency is unreachable, 6 doctor findings.`,
 	}
 	root.AddCommand(
 		c.runCommand(), c.demoCommand(), c.statusCommand(), c.doctorCommand(), c.setupCommand(), c.teardownCommand(),
+		c.tasksCommand(), c.cleanupOrphanedCommand(), c.cleanupExpiredCommand(), c.cleanupDatabaseCommand(),
+		c.purgeQueuesCommand(), c.fullCleanupCommand(), c.checkCommand(),
 		c.pauseCommand(), c.resumeCommand(), c.restoreCommand(), c.historyCommand(),
 		c.configCommand(), c.versionCommand(),
 	)
@@ -171,4 +175,19 @@ func (c *cli) stores() (*wiring.Config, *wiring.Stores, error) {
 		return nil, nil, usageError{err}
 	}
 	return config, stores, nil
+}
+
+// operator is stores with the reconciler; the caller closes it. What it warns of is
+// told on stderr.
+func (c *cli) operator() (*wiring.Operator, error) {
+	config, err := c.load()
+	if err != nil {
+		return nil, err
+	}
+	log := slog.New(slog.NewTextHandler(c.err, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	o, err := wiring.OpenOperator(config, log)
+	if err != nil {
+		return nil, usageError{err}
+	}
+	return o, nil
 }

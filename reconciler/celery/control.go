@@ -19,6 +19,7 @@ const (
 	fieldResync   = "resync"
 	fieldIdentity = "identity"
 	fieldGuard    = "guard"
+	fieldFull     = "full_cleanup"
 )
 
 // State is what the control hash says.
@@ -87,6 +88,11 @@ func (s *Store) Resume(ctx context.Context) error {
 	return failed("resume", err)
 }
 
+// AskResync asks the daemon for a pass.
+func (s *Store) AskResync(ctx context.Context) error {
+	return failed("ask for a pass", s.client.HSet(ctx, controlKey, fieldResync, rand.Text()).Err())
+}
+
 // AcceptAbsent asks the daemon to let through, once, what its guard holds.
 func (s *Store) AcceptAbsent(ctx context.Context) error {
 	return failed("accept", s.client.HSet(ctx, controlKey, fieldAccept, rand.Text()).Err())
@@ -119,6 +125,24 @@ func (s *Store) LoadGuard(ctx context.Context) ([]byte, error) {
 		return nil, err
 	}
 	return []byte(text), err
+}
+
+// FullCleanupDue tells whether the last full cleanup began longer ago than every, and
+// notes that one begins now. The first time it only notes the time.
+func (s *Store) FullCleanupDue(ctx context.Context, every time.Duration) (bool, error) {
+	now, err := s.client.Time(ctx).Result()
+	if err != nil {
+		return false, failed("read the time", err)
+	}
+	text, err := s.field(ctx, fieldFull)
+	if err != nil {
+		return false, err
+	}
+	last := millis(text)
+	if !last.IsZero() && now.Sub(last) < every {
+		return false, nil
+	}
+	return !last.IsZero(), failed("note the full cleanup", s.client.HSet(ctx, controlKey, fieldFull, now.UnixMilli()).Err())
 }
 
 // RecordIdentity keeps the database's identity at first start; stored is what

@@ -25,7 +25,7 @@
 //
 // Keys of ours, all under orphanwatch:
 //
-//	orphanwatch:control            hash: epoch, paused, paused_by, accept, resync, identity, guard
+//	orphanwatch:control            hash: epoch, paused, paused_by, accept, resync, identity, guard, full_cleanup
 //	orphanwatch:record:task:<id>   hash: what was removed of a task (see remove.lua)
 //	orphanwatch:record:row:<table>:<key>   the same of a row's companion keys
 //	orphanwatch:records            sorted set: record id by the time of the last removal, ms

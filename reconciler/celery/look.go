@@ -170,7 +170,7 @@ func (s *Store) answer(a asked, found []reconciler.Found, reply any) (next int, 
 // describe adds what the value of a result says.
 func (s *Store) describe(a *reconciler.Artifact, value string) {
 	v := ParseValue(strings.NewReader(value))
-	a.Name, a.Ended = v.Name, Terminal(v.Status)
+	a.Name, a.State, a.Ended = v.Name, v.Status, Terminal(v.Status)
 	if s.byArgument {
 		a.Refs = s.reader.ResultRefs(value, v.Name)
 	}
@@ -188,7 +188,8 @@ func (s *Store) describeLarge(ctx context.Context, found []reconciler.Found) err
 			if a.Kind != reconciler.ResultKey || a.Stamp.Len <= reconciler.StampWhole {
 				continue
 			}
-			a.Ended = Terminal(headStatus(a.Stamp.Head))
+			a.State = headStatus(a.Stamp.Head)
+			a.Ended = Terminal(a.State)
 			if !s.named {
 				continue
 			}

@@ -74,6 +74,35 @@ func (s *Store) scan(ctx context.Context, pattern string, total int64, yield fun
 	}
 }
 
+// pageTime bounds ScanPage where few of the keys are results.
+const pageTime = time.Second
+
+// ScanPage gives about count results from cursor on (see reconciler.Pages).
+func (s *Store) ScanPage(ctx context.Context, cursor uint64, count int) ([]reconciler.Look, uint64, error) {
+	// COUNT is of all keys: where few are results it takes some steps.
+	looks := make([]reconciler.Look, 0, count)
+	pace, start := newPacer(s.options.ScanShare, paceBurst), time.Now()
+	for {
+		began := time.Now()
+		keys, next, err := s.client.Scan(ctx, cursor, s.Keys.Patterns()[0], int64(min(max(count-len(looks), 10), scanCount))).Result()
+		if err != nil {
+			return nil, 0, failed("scan", err)
+		}
+		pace.owe(time.Since(began))
+		for _, key := range keys {
+			if id, ok := s.Keys.ResultID(key); ok {
+				looks = append(looks, reconciler.LookFor(reconciler.TaskSubject(id), id))
+			}
+		}
+		if cursor = next; cursor == 0 || len(looks) >= count || time.Since(start) > pageTime {
+			return looks, cursor, nil
+		}
+		if err := pace.pay(ctx); err != nil {
+			return nil, 0, err
+		}
+	}
+}
+
 // CountEstimate is how many keys the database holds, ours and foreign ones too.
 func (s *Store) CountEstimate(ctx context.Context) (int64, error) {
 	n, err := s.client.DBSize(ctx).Result()

@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"pgregory.net/rapid"
+
 	"github.com/orphanwatch/orphanwatch/reconciler"
 	"github.com/orphanwatch/orphanwatch/reconciler/celery"
 )
@@ -65,4 +67,43 @@ func TestScanTrims(t *testing.T) {
 	if n := l.do("zcard", "orphanwatch:records"); n != int64(1) {
 		t.Errorf("%v records are left, want 1", n)
 	}
+}
+
+// TestScanPage: whatever comes and goes between two pages, all that stays is met.
+func TestScanPage(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(rt *rapid.T) {
+		l := newLab(t)
+		stay := rapid.IntRange(0, 300).Draw(rt, "stay")
+		for i := range stay {
+			l.do("set", fmt.Sprint("celery-task-meta-s", i), i)
+		}
+		met := map[string]bool{}
+		n := 0
+		for cursor, pages := uint64(0), 0; ; pages++ {
+			looks, next, err := l.ScanPage(t.Context(), cursor, rapid.IntRange(1, 50).Draw(rt, "count"))
+			l.ok(err)
+			for _, look := range looks {
+				met[look.Subject.ID] = true
+			}
+			if cursor = next; cursor == 0 {
+				break
+			}
+			if pages > 10_000 {
+				rt.Fatal("it does not end")
+			}
+			for range rapid.IntRange(0, 40).Draw(rt, "come") { // makes the table grow, and be rehashed
+				l.do("set", fmt.Sprint("celery-task-meta-x", n), n)
+				n++
+			}
+			for range rapid.IntRange(0, 40).Draw(rt, "go") {
+				l.do("del", fmt.Sprint("celery-task-meta-x", rapid.IntRange(0, max(n, 1)).Draw(rt, "which")))
+			}
+		}
+		for i := range stay {
+			if !met[fmt.Sprint("s", i)] {
+				rt.Errorf("s%d was not met", i)
+			}
+		}
+	})
 }

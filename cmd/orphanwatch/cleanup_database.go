@@ -1,0 +1,77 @@
+package main
+
+import (
+	"maps"
+	"slices"
+
+	"github.com/jedib0t/go-pretty/v6/table"
+	"github.com/spf13/cobra"
+
+	"github.com/orphanwatch/orphanwatch/reconciler"
+)
+
+func (c *cli) cleanupDatabaseCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "cleanup-database",
+		Short: "Remove child rows whose parent row is gone",
+		Long: `Remove rows of child tables whose row in the bound table is gone. Child tables are
+those of tasks[].children, else those with a foreign key to the bound table. They are
+removed in small transactions that wait for no writer; rows that came after the
+beginning are never touched. It cannot be undone.
+
+The role needs SELECT and DELETE on the child tables. The guard holds it where the
+bound table is empty, or more than policy.max_absent_ratio of the child rows look
+orphaned; --force goes past that.`,
+		Example: `  orphanwatch cleanup-database --dry-run
+  orphanwatch cleanup-database --yes`,
+	}
+	u := c.cleanupFlags(cmd, true)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		o, err := c.operator()
+		if err != nil {
+			return err
+		}
+		defer o.Close()
+		return perform(cmd.Context(), u, asking[reconciler.DatabaseReport]{
+			do: o.CleanupDatabase,
+			show: func(r reconciler.DatabaseReport) error {
+				if err := c.printDatabase(r); err != nil {
+					return err
+				}
+				if len(r.Errors) > 0 {
+					return exitCode(exitError)
+				}
+				return nil
+			},
+			count:    func(r reconciler.DatabaseReport) int64 { return r.Total },
+			question: "remove these rows? It cannot be undone.",
+		})
+	}
+	return cmd
+}
+
+func (c *cli) printDatabase(r reconciler.DatabaseReport) error {
+	if c.output == outputJSON {
+		return c.printJSON(r)
+	}
+	header := table.Row{"table", "removed"}
+	if r.DryRun {
+		header[1] = "orphaned"
+	}
+	var rows []table.Row
+	for _, name := range slices.Sorted(maps.Keys(r.Tables)) {
+		rows = append(rows, table.Row{name, r.Tables[name]})
+	}
+	if len(rows) > 0 {
+		if err := c.printTable(header, rows); err != nil {
+			return err
+		}
+	}
+	if len(rows)+len(r.Errors) == 0 {
+		c.progress("no child tables: no foreign key leads to the bound tables, and tasks[].children names none")
+	}
+	for _, name := range slices.Sorted(maps.Keys(r.Errors)) {
+		c.progress("%s: %s", name, r.Errors[name])
+	}
+	return nil
+}
