@@ -125,12 +125,23 @@ func (r *Reconciler) tellPass(ctx context.Context, c Cleanup) (stop func()) {
 			case <-ctx.Done():
 				return
 			case <-tick.C:
-				p := r.Progress()
-				c.tell(Progress{Stage: p.Stage, Done: p.Scanned + p.Messages})
+				c.tell(r.passProgress())
 			}
 		}
 	}()
 	return func() { cancel(); <-done }
+}
+
+func (r *Reconciler) passProgress() Progress {
+	p := r.Progress()
+	switch p.Stage {
+	case stageScan:
+		done, total := r.Scanner.Scanned()
+		return Progress{Stage: p.Stage, Done: done, Total: total}
+	case stageSweep:
+		return Progress{Stage: p.Stage, Done: p.Messages}
+	}
+	return Progress{Stage: p.Stage}
 }
 
 // maxFailures in a row of one work end a cleanup with its error: some 10 s.

@@ -27,6 +27,8 @@ type (
 	// Scanner lists what Redis holds, paced, and some of it more than once.
 	Scanner interface {
 		Scan(ctx context.Context, yield func([]Look) error) error
+		// Scanned is how many keys the newest Scan has gone over, of how many.
+		Scanned() (done, total int64)
 	}
 	// Tables lists the rows of the bound tables.
 	Tables interface {

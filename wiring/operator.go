@@ -18,8 +18,9 @@ type Operator struct {
 	*Stores
 	Reconciler *reconciler.Reconciler
 	// leads tells whether this process is the leader, whose guard is the newest.
-	leads func() bool
-	rows  *postgres.Store
+	leads  func() bool
+	rows   *postgres.Store
+	checks checks
 }
 
 // OpenOperator is one with a reconciler of its own, for a command.
@@ -39,7 +40,7 @@ func OpenOperator(c *Config, log *slog.Logger) (*Operator, error) {
 		_ = stores.Close()
 		return nil, err
 	}
-	return &Operator{Stores: stores, Reconciler: r, rows: rows, leads: func() bool { return false }}, nil
+	return &Operator{Stores: stores, Reconciler: r, rows: rows, leads: func() bool { return false }, checks: checks{judge: r.Check}}, nil
 }
 
 // NewOperator is the daemon's: it has connections of its own, so that what operators
@@ -49,7 +50,8 @@ func NewOperator(c *Config, r *reconciler.Reconciler, controller *watcher.Contro
 	if err != nil {
 		return nil, err
 	}
-	return &Operator{Stores: stores, Reconciler: r, leads: func() bool { return controller.Status().Role == watcher.RoleLeader }}, nil
+	leads := func() bool { return controller.Status().Role == watcher.RoleLeader }
+	return &Operator{Stores: stores, Reconciler: r, leads: leads, checks: checks{judge: r.Check}}, nil
 }
 
 // Close ends all connections.
@@ -194,8 +196,8 @@ func (o *Operator) PurgeQueues(ctx context.Context, queues []string, includeUnac
 }
 
 // Check is reconciler.Check, within the time that a command waits for a store.
-func (o *Operator) Check(ctx context.Context, id string, q reconciler.RowQuery) (reconciler.CheckReport, error) {
+func (o *Operator) Check(ctx context.Context, id string, row reconciler.RowQuery) (reconciler.CheckReport, error) {
 	ctx, cancel := Bounded(ctx)
 	defer cancel()
-	return o.Reconciler.Check(ctx, id, q)
+	return o.checks.ask(ctx, reconciler.CheckQuestion{TaskID: id, Row: row})
 }

@@ -35,12 +35,17 @@ keys come and go meanwhile.`,
 			}
 			defer o.Close()
 			list := c.taskList(orphaned)
-			orphans := 0
+			orphans, m := 0, c.meter()
+			defer m.done()
 			err = o.Reconciler.Tasks(cmd.Context(), orphaned, func(tasks []reconciler.TaskInfo) error {
 				for _, t := range tasks {
 					if t.Orphaned {
 						orphans++
 					}
+				}
+				if !isTerminal(c.out) { // else the list itself shows that it goes on
+					done, total := o.Celery.Scanned()
+					m.tell(reconciler.Progress{Stage: "listing", Done: done, Total: total})
 				}
 				return list.add(tasks)
 			})

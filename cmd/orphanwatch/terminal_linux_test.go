@@ -85,3 +85,29 @@ func TestTeardownAsks(t *testing.T) {
 		s.expect(exitOK, []string{"status"}, try.slot)
 	}
 }
+
+// On a terminal a cleanup shows what it would do, and asks.
+func TestCleanupAsks(t *testing.T) {
+	s := newTasks(t)
+	keyboard, screen := terminal(t)
+	answer := func(line string) (int, string) {
+		if _, err := keyboard.WriteString(line); err != nil {
+			t.Fatal(err)
+		}
+		var out strings.Builder
+		code := execute(t.Context(), []string{"cleanup-orphaned"}, streams{in: screen, out: &out, err: screen}, s.environ)
+		return code, out.String()
+	}
+	if code, out := answer("n\n"); code != exitNotAllowed || !strings.Contains(out, doomed) {
+		t.Errorf("exit code %d\n%s", code, out)
+	}
+	s.there(result + doomed)
+	if code, out := answer("y\n"); code != exitOK {
+		t.Errorf("exit code %d\n%s", code, out)
+	}
+	s.gone(result + doomed)
+	s.there(result + living)
+	if code, _ := answer(""); code != exitOK { // there is nothing to ask about
+		t.Errorf("exit code %d", code)
+	}
+}

@@ -38,6 +38,10 @@ type Celery struct {
 	// Runs is the URL of a Redis database, apart from broker and results, in which
 	// every task that starts is recorded; see ReadRuns. Empty: nowhere.
 	Runs string
+	// Check are the arguments of orphanwatch_celery.install, which is then found in the
+	// directory CheckDir; nil for no check.
+	Check    map[string]any
+	CheckDir string
 	// Database is the URL of a database with ExampleSchema. ScanTask begins with a
 	// row in task_logs, and dies where scan_tasks does not have its task_id. Empty: none.
 	Database string
@@ -135,6 +139,12 @@ func (sb *Sandbox) celeryApp(kind string, c Celery) (name, dir string, env []str
 	if err != nil {
 		return "", "", nil, fmt.Errorf("encode Celery.Config: %w", err)
 	}
+	var check []byte
+	if c.Check != nil {
+		if check, err = json.Marshal(c.Check); err != nil {
+			return "", "", nil, fmt.Errorf("encode Celery.Check: %w", err)
+		}
+	}
 	if name, dir, err = sb.serverDir(kind); err != nil {
 		return "", "", nil, err
 	}
@@ -144,6 +154,7 @@ func (sb *Sandbox) celeryApp(kind string, c Celery) (name, dir string, env []str
 	return name, dir, environment(
 		"BROKER_URL="+c.Broker, "RESULT_BACKEND="+c.Backend, "SANDBOX_CELERY_CONFIG="+string(config),
 		"SANDBOX_RUNS="+c.Runs, "SANDBOX_DATABASE_URL="+c.Database,
+		"SANDBOX_CHECK="+string(check), "PYTHONPATH="+c.CheckDir,
 		"PYTHONDONTWRITEBYTECODE=1", "PYTHONUNBUFFERED=1", "C_FORCE_ROOT=1",
 	), nil
 }

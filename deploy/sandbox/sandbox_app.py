@@ -3,6 +3,7 @@
 BROKER_URL, RESULT_BACKEND: redis URLs. SANDBOX_CELERY_CONFIG: a JSON object of Celery
 settings (result_extended, task_acks_late, task_compression, …).
 SANDBOX_RUNS: a redis URL; the start of every task is pushed to the list "runs" there.
+SANDBOX_CHECK: a JSON object of the arguments of orphanwatch_celery.install.
 SANDBOX_DATABASE_URL: scan_domain_task first writes a child row of its row, as the
 product's tasks do, and dies where the row is gone (needs psycopg2).
 Run as a program it is the producer: one JSON request a line on standard input, one
@@ -27,6 +28,10 @@ app.conf.update(
     worker_send_task_events=False,
 )
 app.conf.update(json.loads(os.environ.get("SANDBOX_CELERY_CONFIG") or "{}"))
+if os.environ.get("SANDBOX_CHECK"):
+    import orphanwatch_celery
+
+    orphanwatch_celery.install(app, **json.loads(os.environ["SANDBOX_CHECK"]))
 
 
 _stores = {}

@@ -30,17 +30,27 @@ func (s *Store) Scan(ctx context.Context, yield func([]reconciler.Look) error) e
 	if err != nil {
 		return err
 	}
-	for _, pattern := range s.Keys.Patterns() {
-		if err := s.scan(ctx, pattern, total, yield); err != nil {
+	patterns := s.Keys.Patterns()
+	s.scanned.Store(0)
+	s.total.Store(total * int64(len(patterns)))
+	for i, pattern := range patterns {
+		if err := s.scan(ctx, pattern, yield); err != nil {
 			return err
 		}
+		s.scanned.Store(total * int64(i+1))
 	}
 	return nil
 }
 
-func (s *Store) scan(ctx context.Context, pattern string, total int64, yield func([]reconciler.Look) error) error {
+// Scanned is how many keys the newest Scan has gone over, of how many; all of them
+// count once for each pattern.
+func (s *Store) Scanned() (done, total int64) {
+	total = s.total.Load()
+	return min(s.scanned.Load(), total), total
+}
+
+func (s *Store) scan(ctx context.Context, pattern string, yield func([]reconciler.Look) error) error {
 	var cursor uint64
-	var scanned int64
 	pace := newPacer(s.options.ScanShare, paceBurst)
 	for {
 		began := time.Now()
@@ -58,13 +68,7 @@ func (s *Store) scan(ctx context.Context, pattern string, total int64, yield fun
 				return err
 			}
 		}
-		scanned = min(scanned+scanCount, total)
-		if next == 0 {
-			scanned = total
-		}
-		if s.options.ScanProgress != nil {
-			s.options.ScanProgress(scanned, total)
-		}
+		s.scanned.Add(scanCount)
 		if cursor = next; cursor == 0 {
 			return nil
 		}

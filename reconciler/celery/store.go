@@ -28,9 +28,6 @@ type Options struct {
 	Broker *Broker
 	// ScanShare is the part of the server's time that Scan may take, 0 for 0.5.
 	ScanShare float64
-	// ScanProgress is told how many of the server's keys a pass of Scan has gone
-	// over; nil for nobody.
-	ScanProgress func(scanned, total int64)
 }
 
 // Store is the Redis that holds Celery's results. It is safe for concurrent use.
@@ -46,6 +43,8 @@ type Store struct {
 	reader     *Reader
 	// records have been written since the set of records was last trimmed.
 	records atomic.Int64
+	// scanned of total keys the newest Scan has gone over.
+	scanned, total atomic.Int64
 }
 
 var _ reconciler.Artifacts = (*Store)(nil)
