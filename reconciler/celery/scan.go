@@ -39,9 +39,24 @@ func (s *Store) Scan(ctx context.Context, yield func([]reconciler.Look) error) e
 }
 
 func (s *Store) scan(ctx context.Context, pattern string, total int64, yield func([]reconciler.Look) error) error {
+	pace := newPacer(s.options.ScanShare, paceBurst)
+	return s.scanKeys(ctx, pattern, total, pace, s.options.ScanProgress, func(keys []string) error {
+		looks := make([]reconciler.Look, 0, len(keys))
+		for _, key := range keys {
+			looks = s.Keys.AppendLooks(looks, key)
+		}
+		if len(looks) == 0 {
+			return nil
+		}
+		return yield(looks)
+	})
+}
+
+// scanKeys yields the keys of a pattern, in batches, and tells after each how many of
+// the total have been gone over.
+func (s *Store) scanKeys(ctx context.Context, pattern string, total int64, pace *pacer, tell func(scanned, total int64), yield func(keys []string) error) error {
 	var cursor uint64
 	var scanned int64
-	pace := newPacer(s.options.ScanShare, paceBurst)
 	for {
 		began := time.Now()
 		keys, next, err := s.client.Scan(ctx, cursor, pattern, scanCount).Result()
@@ -49,12 +64,8 @@ func (s *Store) scan(ctx context.Context, pattern string, total int64, yield fun
 			return failed("scan", err)
 		}
 		pace.owe(time.Since(began))
-		looks := make([]reconciler.Look, 0, len(keys))
-		for _, key := range keys {
-			looks = s.Keys.AppendLooks(looks, key)
-		}
-		if len(looks) > 0 {
-			if err := yield(looks); err != nil {
+		if len(keys) > 0 {
+			if err := yield(keys); err != nil {
 				return err
 			}
 		}
@@ -62,8 +73,8 @@ func (s *Store) scan(ctx context.Context, pattern string, total int64, yield fun
 		if next == 0 {
 			scanned = total
 		}
-		if s.options.ScanProgress != nil {
-			s.options.ScanProgress(scanned, total)
+		if tell != nil {
+			tell(scanned, total)
 		}
 		if cursor = next; cursor == 0 {
 			return nil
