@@ -27,6 +27,9 @@ type Expiry struct {
 	DryRun bool
 	// Record is kept of each; its evidence is Expired.
 	Record Record
+	// Awaited: somebody waits for it, so it may take twice the part of the store's time
+	// that is taken in the background.
+	Awaited bool
 	// Progress is as in Cleanup; nil for nobody.
 	Progress func(Progress)
 }
@@ -63,7 +66,8 @@ func (r *Reconciler) CleanupExpired(ctx context.Context, term Term, maxAge time.
 			record.TraceID = id.String()
 		}
 		report, err = r.Results.RemoveExpired(ctx, term.Epoch, Expiry{
-			Before: now.Add(-maxAge), TTL: maxAge, DryRun: c.DryRun, Record: record, Progress: c.tell,
+			Before: now.Add(-maxAge), TTL: maxAge, DryRun: c.DryRun, Record: record,
+			Awaited: c.Trigger != BySchedule, Progress: c.tell,
 		})
 		report.MaxAgeHours = int(maxAge / time.Hour)
 	}

@@ -40,6 +40,7 @@ func TestCleanupExpired(t *testing.T) {
 	require.Equal(t, w.clock.Add(-24*time.Hour), asked.Before, "Redis's clock is ahead")
 	require.Equal(t, 24*time.Hour, asked.TTL)
 	require.True(t, asked.DryRun)
+	require.False(t, asked.Awaited)
 	require.Equal(t, Record{Evidence: Expired, Trigger: BySchedule}, asked.Record)
 	require.Equal(t, uint64(7), results.epoch)
 	require.Equal(t, 1, told)
@@ -55,6 +56,7 @@ func TestCleanupExpired(t *testing.T) {
 	_, err = w.CleanupExpired(t.Context(), Term{}, time.Hour, Cleanup{})
 	require.ErrorIs(t, err, ErrUnreachable)
 	require.Len(t, results.asked, 2)
+	require.True(t, results.asked[1].Awaited)
 }
 
 func TestCleanupExpiredBounds(t *testing.T) {

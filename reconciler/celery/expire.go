@@ -2,6 +2,7 @@ package celery
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -24,12 +25,17 @@ const (
 
 var _ reconciler.Results = (*Store)(nil)
 
-// RemoveExpired goes over all results, in batches and paced like Scan. It removes
+// RemoveExpired goes over all results, in batches and paced like Scan, or half as
+// much where somebody waits for it. It removes
 // those whose date_done is before e.Before, and gives e.TTL to those that have
 // neither a date nor a TTL, both only while the value is the one that was read.
 // SCAN may give a key more than once, so that what is left may be counted twice.
 func (s *Store) RemoveExpired(ctx context.Context, epoch uint64, e reconciler.Expiry) (reconciler.ExpiredReport, error) {
-	x := &expiry{Store: s, Expiry: e, epoch: epoch, pace: newPacer(s.options.ScanShare, paceBurst)}
+	share := s.options.ScanShare
+	if e.Awaited {
+		share = min(1, 2*share)
+	}
+	x := &expiry{Store: s, Expiry: e, epoch: epoch, pace: newPacer(share, paceBurst)}
 	x.report.DryRun = e.DryRun
 	total, err := s.CountEstimate(ctx)
 	if err == nil {
@@ -82,12 +88,12 @@ func (x *expiry) batch(ctx context.Context, keys []string) error {
 			old = append(old, a)
 		}
 	}
-	// What has been begun is ended and counted, whatever happens to ctx meanwhile.
-	whole := context.WithoutCancel(ctx)
-	if err := x.each(whole, expireScript, old, x.removal, x.countRemoved); err != nil {
-		return err
+	before := x.report.Cleaned
+	err = x.each(ctx, expireScript, old, x.removal, x.countRemoved)
+	if err == nil {
+		err = x.each(ctx, ttlScript, undated, x.ttl, x.countUndated)
 	}
-	return x.each(whole, ttlScript, undated, x.ttl, x.countUndated)
+	return errors.Join(err, x.trimAfter(context.WithoutCancel(ctx), x.report.Cleaned-before))
 }
 
 // read reads those of the keys that are strings: of a large value what its stamp
@@ -150,44 +156,35 @@ func (x *expiry) readLarge(ctx context.Context, a *aged) error {
 	return nil
 }
 
-// each runs a script on the results, so many a call, and counts the letters that it
-// answers.
+// each runs a script on the results and counts the letters that it answers. The calls
+// go one by one: a pipeline of them would be one long call for everybody else.
 func (x *expiry) each(ctx context.Context, sc *script, results []aged, ask func([]aged) call, count func(letters string)) error {
-	if len(results) == 0 {
-		return nil
-	}
-	var calls []call
-	var sizes []int
-	for rest := results; len(rest) > 0; {
-		n := oneCall(rest)
-		calls, sizes = append(calls, ask(rest[:n])), append(sizes, n)
-		rest = rest[n:]
-	}
-	began := time.Now()
-	replies, err := sc.run(ctx, x.client, calls)
-	x.pace.owe(time.Since(began))
-	if err != nil {
-		return failed("remove expired results", err)
-	}
-	var refused error
-	before := x.report.Cleaned
-	for i, reply := range replies {
+	for len(results) > 0 {
+		if err := x.pace.pay(ctx); err != nil {
+			return err
+		}
+		n := oneCall(results)
+		c := ask(results[:n])
+		results = results[n:]
+		began := time.Now()
+		// What has been begun is ended and counted, whatever happens to ctx meanwhile.
+		reply, err := sc.one(context.WithoutCancel(ctx), x.client, c.keys, c.args...)
+		x.pace.owe(time.Since(began))
+		if err != nil {
+			return failed("remove expired results", err)
+		}
 		letters, _ := reply.(string)
 		switch status := reconciler.RemoveStatus(letters); {
 		case status == reconciler.Stale:
-			refused = reconciler.ErrStale
+			return reconciler.ErrStale
 		case status == reconciler.Paused:
-			refused = reconciler.ErrPaused
-		case len(letters) != sizes[i]:
+			return reconciler.ErrPaused
+		case len(letters) != n:
 			return fmt.Errorf("redis: remove expired results: unexpected reply %v", reply)
-		default:
-			count(letters)
 		}
+		count(letters)
 	}
-	if refused != nil {
-		return refused
-	}
-	return x.trimAfter(ctx, x.report.Cleaned-before)
+	return nil
 }
 
 // oneCall is how many of the first results go in one call.

@@ -12,7 +12,6 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/orphanwatch/orphanwatch/reconciler"
-	"github.com/orphanwatch/orphanwatch/reconciler/celery"
 )
 
 // TestMillionExpired removes what is too old of 1,000,000 results of 169 bytes:
@@ -23,17 +22,17 @@ func TestMillionExpired(t *testing.T) {
 		return
 	}
 	for _, tt := range []struct {
+		name    string
 		percent int
-		share   float64
-	}{{10, 0.5}, {10, 1}, {100, 0.5}, {100, 1}} {
-		t.Run(fmt.Sprintf("%d %%, share %v", tt.percent, tt.share), func(t *testing.T) {
-			l := newLab(t, func(o *celery.Options) { o.ScanShare = tt.share })
-			l.millionExpired(tt.percent)
+		awaited bool
+	}{{"tenth", 10, true}, {"tenth in the background", 10, false}, {"all", 100, true}, {"all in the background", 100, false}} {
+		t.Run(tt.name, func(t *testing.T) {
+			newLab(t).millionExpired(tt.percent, tt.awaited)
 		})
 	}
 }
 
-func (l *lab) millionExpired(percent int) {
+func (l *lab) millionExpired(percent int, awaited bool) {
 	const total = 1_000_000
 	ctx := l.Context()
 	now := time.Now().UTC()
@@ -51,14 +50,24 @@ func (l *lab) millionExpired(percent int) {
 			l.ok(err)
 		}
 	}
+	memory := l.usedMemory()
+	began := time.Now()
+	for cursor := uint64(0); ; {
+		_, next, err := l.client.Scan(ctx, cursor, "celery-task-meta-*", 1000).Result()
+		l.ok(err)
+		if cursor = next; cursor == 0 {
+			break
+		}
+	}
+	floor := time.Since(began)
 	l.do("config", "set", "slowlog-log-slower-than", 500, "slowlog-max-len", 100_000)
 	l.do("slowlog", "reset")
 	l.do("config", "resetstat")
 	var heap uint64
 	steps := 0
-	began := time.Now()
+	began = time.Now()
 	report, err := l.RemoveExpired(ctx, l.epoch, reconciler.Expiry{
-		Before: now.Add(-24 * time.Hour), TTL: 24 * time.Hour, Record: reconciler.Record{Evidence: reconciler.Expired, Trigger: reconciler.ByCLI},
+		Awaited: awaited, Before: now.Add(-24 * time.Hour), TTL: 24 * time.Hour, Record: reconciler.Record{Evidence: reconciler.Expired, Trigger: reconciler.ByCLI},
 		Progress: func(reconciler.Progress) {
 			if steps++; steps%50 == 0 {
 				var m runtime.MemStats
@@ -72,8 +81,17 @@ func (l *lab) millionExpired(percent int) {
 	if want := int64(total / 100 * percent); report.Cleaned != want || report.Changed+report.Held+report.Undated > 0 {
 		l.Errorf("%+v, want %d cleaned", report, want)
 	}
-	l.Logf("wall %v, %d of %d removed, heap in use %d MiB at most, RSS %s at most", wall.Round(time.Millisecond), report.Cleaned, total, heap>>20, peakRSS())
+	l.Logf("wall %v, %.1f × SCAN alone (%v), %d of %d removed, heap in use %d MiB at most, RSS %s at most", wall.Round(time.Millisecond), wall.Seconds()/floor.Seconds(), floor.Round(time.Millisecond), report.Cleaned, total, heap>>20, peakRSS())
+	l.Logf("Redis used %d MiB before and %d MiB after it", memory>>20, l.usedMemory()>>20)
 	l.logCalls()
+}
+
+func (l *lab) usedMemory() (bytes int64) {
+	info, err := l.client.InfoMap(l.Context(), "memory").Result()
+	l.ok(err)
+	_, err = fmt.Sscan(info["Memory"]["used_memory"], &bytes)
+	l.ok(err)
+	return bytes
 }
 
 // logCalls tells of the server's time by command, and of the longest calls.

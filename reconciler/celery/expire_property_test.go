@@ -9,6 +9,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/orphanwatch/orphanwatch/reconciler"
+	"github.com/orphanwatch/orphanwatch/reconciler/celery"
 )
 
 // TestExpiredProperty: whatever the dates and spellings, what is removed ended before
