@@ -69,7 +69,9 @@ type ExpiredReport struct {
 	TTLSet  int64 `json:"ttl_set_count"`
 	// Changed were written again meanwhile, and were left.
 	Changed int64 `json:"changed_count"`
-	DryRun  bool  `json:"dry_run"`
+	// Held were restored by an operator, and are held from removal.
+	Held   int64 `json:"held_count"`
+	DryRun bool  `json:"dry_run"`
 }
 
 // DatabaseReport is the outcome of a cleanup of child rows whose parent row is gone.

@@ -11,6 +11,8 @@ const (
 	Deleted Evidence = "deleted"
 	// Absent: no such row, and no DELETE seen.
 	Absent Evidence = "absent"
+	// Expired tells nothing of a row: the result was too old (CleanupExpired).
+	Expired Evidence = "expired"
 )
 
 // Trigger is what made us look.

@@ -50,6 +50,7 @@ type Options struct {
 	Scanner   Scanner
 	Pages     Pages
 	Tables    Tables
+	Results   Results
 	// RecordIdentity keeps the database's identity at the first start, and gives
 	// the one that was kept then.
 	RecordIdentity func(ctx context.Context, identity string) (kept string, err error)

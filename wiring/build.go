@@ -171,7 +171,7 @@ func NewReconciler(c *Config, store *celery.Store, broker *celery.Broker, rows *
 		RemoveChords: c.Policy.Chords == "remove",
 	}
 	return reconciler.New(reconciler.Options{
-		Bindings: Bindings(c), Policy: policy, Artifacts: store, Rows: rows, Scanner: store, Pages: store, Tables: rows,
+		Bindings: Bindings(c), Policy: policy, Artifacts: store, Rows: rows, Scanner: store, Pages: store, Tables: rows, Results: store,
 		Messages: broker, FindQueues: broker.Discover,
 		RecordIdentity: store.RecordIdentity,
 		Guard:          reconciler.NewGuard(policy, nil, time.Now),

@@ -323,17 +323,9 @@ func keep(v item) (string, bool) {
 // of it, name the task's, as in Value. JSON, YAML and msgpack are read, told
 // apart by the first byte as in ParseValue; any other result names none.
 func (r *Reader) ResultRefs(value, name string) []reconciler.RowRef {
-	if value == "" || len(r.rules.of(name)) == 0 {
+	content := contentOf(value)
+	if content == "" || len(r.rules.of(name)) == 0 {
 		return nil
-	}
-	content := typeYAML
-	switch first := value[0]; {
-	case first == '{':
-		content = typeJSON
-	case first == 0x80: // pickle
-		return nil
-	case first > 0x80 && first <= 0x8f, first == 0xde, first == 0xdf:
-		content = typeMsgpack
 	}
 	w, err := document(value, content)
 	if err != nil {
@@ -344,4 +336,21 @@ func (r *Reader) ResultRefs(value, name string) []reconciler.RowRef {
 		return nil
 	}
 	return r.rules.refs(name, c)
+}
+
+// contentOf tells by the first byte how a result is serialized, as in ParseValue; ""
+// for pickle and for nothing.
+func contentOf(value string) string {
+	if value == "" {
+		return ""
+	}
+	switch first := value[0]; {
+	case first == '{':
+		return typeJSON
+	case first == 0x80: // Celery's msgpack maps have six fields or more
+		return ""
+	case first > 0x80 && first <= 0x8f, first == 0xde, first == 0xdf:
+		return typeMsgpack
+	}
+	return typeYAML
 }

@@ -47,7 +47,7 @@ end
 
 local text = string.format('%.0f', now)
 local fields
-if record[1] then
+if record[1] and record[1] ~= 'expired' then -- which told nothing of a row (expire.lua)
   fields = { 'again_at', text, 'evidence', ARGV[4] == 'deleted' and ARGV[4] or record[1] }
 else
   fields = { 'removed_at', text, 'evidence', ARGV[4], unpack(ARGV, 7, first - 1) }

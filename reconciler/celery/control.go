@@ -51,6 +51,12 @@ func (s *Store) ClaimEpoch(ctx context.Context, atLeast uint64) (uint64, error) 
 	return epoch, failed("claim epoch", err)
 }
 
+// Clock is the server's own time.
+func (s *Store) Clock(ctx context.Context) (time.Time, error) {
+	now, err := s.client.Time(ctx).Result()
+	return now, failed("read the time", err)
+}
+
 // Epoch is the newest leader's, 0 before the first.
 func (s *Store) Epoch(ctx context.Context) (uint64, error) {
 	text, err := s.field(ctx, fieldEpoch)

@@ -82,6 +82,16 @@ func (k *Keys) AppendLooks(to []reconciler.Look, key string) []reconciler.Look {
 	return to
 }
 
+// isCompanion tells whether some companion pattern is this key's too.
+func (k *Keys) isCompanion(key string) bool {
+	for _, c := range k.companions {
+		if _, ok := c.match(key); ok {
+			return true
+		}
+	}
+	return false
+}
+
 // Patterns are the globs under which every artifact is found, the results' first.
 func (k *Keys) Patterns() []string {
 	out := []string{escapeGlob(k.prefix) + "*"}

@@ -23,7 +23,8 @@
 -- value wins: while there is an undo key, later values are unlinked.
 --
 -- The record is a hash. Written once: evidence (which later becomes 'deleted' if
--- a later removal was on that), removed_at (ms) and the fields of ARGV. Updated:
+-- a later removal was on that), removed_at (ms) and the fields of ARGV; they replace
+-- what expire.lua wrote. Updated:
 -- again_at (ms), ended (where it is the last field of ARGV), revived_at (gone: the
 -- row no longer exists), results, companions (how many), and for each undo key a
 -- field '@' .. key: when the original would have expired (ms, -1 never).
@@ -42,6 +43,7 @@ if record[2] and tonumber(record[2]) > now then
   return 'held'
 end
 local known = record[1]
+local first = not known or known == 'expired' -- which told nothing of a row
 
 local quarantine, remember = tonumber(ARGV[2]), tonumber(ARGV[3])
 local nfields = tonumber(ARGV[6])
@@ -70,7 +72,7 @@ end
 -- Numbers become texts here, since a call writes them with 17 digits, slowly.
 local text = string.format('%.0f', now)
 local fields
-if known then
+if not first then
   fields = { 'again_at', text, 'evidence', ARGV[5] == 'deleted' and ARGV[5] or known }
   if nfields > 0 and ARGV[5 + nfields] == 'ended' then
     fields[5], fields[6] = 'ended', ARGV[6 + nfields]

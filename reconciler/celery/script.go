@@ -23,6 +23,12 @@ var lookSource string
 //go:embed remove.lua
 var removeSource string
 
+//go:embed expire.lua
+var expireSource string
+
+//go:embed ttl.lua
+var ttlSource string
+
 //go:embed bury.lua
 var burySource string
 
@@ -57,6 +63,8 @@ var raiseSource string
 var (
 	lookScript    = newScript(stamped(lookSource))
 	removeScript  = newScript(stamped(removeSource))
+	expireScript  = newScript(stamped(expireSource))
+	ttlScript     = newScript(stamped(ttlSource))
 	buryScript    = newScript(burySource)
 	restoreScript = newScript(restoreSource)
 	trimScript    = newScript(trimSource)
