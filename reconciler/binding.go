@@ -28,6 +28,9 @@ type Binding struct {
 	Exclusive bool
 	// Companions are further Redis keys of a row, with {key} for the row's key.
 	Companions []string
+	// Children are schema.table.column of child rows, which hold the row's key; empty
+	// means that they are found from the foreign keys.
+	Children []string
 }
 
 // Name is the table's qualified name, as it is shown everywhere.

@@ -150,8 +150,11 @@ func (g *Guard) Accept() {
 	if g.trip == nil {
 		return
 	}
-	g.accepted = g.trip.Orphans + g.trip.Orphans/10 + 10
+	g.accepted = int(withSlack(int64(g.trip.Orphans)))
 }
+
+// withSlack is how many orphans are let through where n were judged.
+func withSlack(n int64) int64 { return n + n/10 + 10 }
 
 func (g *Guard) set(reason string, seen, orphans int) {
 	t := Trip{Reason: reason, Since: g.now(), Seen: seen, Orphans: orphans}

@@ -79,9 +79,16 @@ type DatabaseReport struct {
 	// Tables counts the rows removed (dry run: found), by schema.table.
 	Tables map[string]int64 `json:"cleanup_stats"`
 	Total  int64            `json:"total_cleaned"`
-	// Errors are what kept a table from being cleaned, by schema.table.
-	Errors map[string]string `json:"errors,omitempty"`
-	DryRun bool              `json:"dry_run"`
+	// Left counts the rows without a parent that were left: locked by others, or
+	// written since the cleanup began. The next one meets them.
+	Left map[string]int64 `json:"left,omitempty"`
+	// Skipped says why a table is never cleaned, Errors what kept one from being
+	// cleaned, or stopped that midway; by schema.table.
+	Skipped map[string]string `json:"skipped,omitempty"`
+	Errors  map[string]string `json:"errors,omitempty"`
+	// Guard is what would hold a cleanup now (dry run alone), "" for nothing.
+	Guard  string `json:"guard,omitempty"`
+	DryRun bool   `json:"dry_run"`
 }
 
 // QueuesReport is the outcome of emptying queues.

@@ -51,6 +51,8 @@ type Options struct {
 	Pages     Pages
 	Tables    Tables
 	Results   Results
+	// Children are the child rows, for CleanupDatabase alone.
+	Children Children
 	// RecordIdentity keeps the database's identity at the first start, and gives
 	// the one that was kept then.
 	RecordIdentity func(ctx context.Context, identity string) (kept string, err error)

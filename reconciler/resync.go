@@ -364,9 +364,7 @@ func (r *Reconciler) doubts(ctx context.Context, t *Tally, weakIn BindingSet) er
 	if err != nil {
 		return fmt.Errorf("record the database's identity: %w", err)
 	}
-	if kept != identity {
-		t.Identity = fmt.Sprintf("this is not the database of the first start: it is %s, that was %s", identity, kept)
-	}
+	t.Identity = otherDatabase(identity, kept)
 	if t.Orphans == 0 {
 		return nil
 	}
@@ -376,6 +374,13 @@ func (r *Reconciler) doubts(ctx context.Context, t *Tally, weakIn BindingSet) er
 	}
 	t.EmptyTables = r.names(empty & weakIn)
 	return nil
+}
+
+func otherDatabase(identity, kept string) string {
+	if kept == identity {
+		return ""
+	}
+	return fmt.Sprintf("this is not the database of the first start: it is %s, that was %s", identity, kept)
 }
 
 // lookAll is look without works, for a pass.

@@ -73,7 +73,7 @@ func Bindings(c *Config) []reconciler.Binding {
 		schema, table, _ := strings.Cut(t.Table, ".")
 		b := reconciler.Binding{
 			Schema: schema, Table: table, Key: t.Key, Names: t.Names,
-			Exclusive: t.Exclusive, Companions: t.Companions,
+			Exclusive: t.Exclusive, Companions: t.Companions, Children: t.Children,
 		}
 		for _, text := range t.Match {
 			switch m, _ := ParseMatch(text); m.Kind {
@@ -172,6 +172,7 @@ func NewReconciler(c *Config, store *celery.Store, broker *celery.Broker, rows *
 	}
 	return reconciler.New(reconciler.Options{
 		Bindings: Bindings(c), Policy: policy, Artifacts: store, Rows: rows, Scanner: store, Pages: store, Tables: rows, Results: store,
+		Children: rows,
 		Messages: broker, FindQueues: broker.Discover,
 		RecordIdentity: store.RecordIdentity,
 		Guard:          reconciler.NewGuard(policy, nil, time.Now),

@@ -175,31 +175,41 @@ SELECT col.attname::text, col.typ, format_type(col.typ, col.mod), col.mod, col.d
 	current_setting('server_encoding') <> 'UTF8'
 FROM col JOIN pg_type t ON t.oid = col.typ WHERE t.typtype <> 'd'`
 
+// described is a column as the catalog has it.
+type described struct {
+	column
+	typeName      string
+	deterministic bool
+}
+
+// readColumns reads the columns of a table, by name; there are none where it does
+// not exist.
+func readColumns(ctx context.Context, conn *pgx.Conn, schema, name string) (relkind string, all map[string]described, err error) {
+	rows, err := conn.Query(ctx, describeSQL, schema, name)
+	if err != nil {
+		return "", nil, err
+	}
+	all = map[string]described{}
+	var d described
+	var mod int32
+	_, err = pgx.ForEachRow(rows, []any{&d.name, &d.oid, &d.typeName, &mod, &d.deterministic, &relkind, &d.ascii}, func() error {
+		d.limit = 0
+		if d.oid == pgtype.VarcharOID && mod > 4 {
+			d.limit = int(mod) - 4
+		}
+		all[d.name] = d
+		return nil
+	})
+	return relkind, all, err
+}
+
 // describe reads one bound table. What is missing is an error: it must not look
 // like a table without rows.
 func (s *Store) describe(ctx context.Context, b reconciler.Binding) (table, error) {
-	type described struct {
-		column
-		typeName      string
-		deterministic bool
-	}
-	all := map[string]described{}
 	var relkind string
-	err := s.with(ctx, func(conn *pgx.Conn) error {
-		rows, err := conn.Query(ctx, describeSQL, b.Schema, b.Table)
-		if err != nil {
-			return err
-		}
-		var d described
-		var mod int32
-		_, err = pgx.ForEachRow(rows, []any{&d.name, &d.oid, &d.typeName, &mod, &d.deterministic, &relkind, &d.ascii}, func() error {
-			d.limit = 0
-			if d.oid == pgtype.VarcharOID && mod > 4 {
-				d.limit = int(mod) - 4
-			}
-			all[d.name] = d
-			return nil
-		})
+	var all map[string]described
+	err := s.with(ctx, func(conn *pgx.Conn) (err error) {
+		relkind, all, err = readColumns(ctx, conn, b.Schema, b.Table)
 		return err
 	})
 	if err != nil {
