@@ -53,6 +53,18 @@ var requeueSource string
 //go:embed raise.lua
 var raiseSource string
 
+//go:embed drain.lua
+var drainSource string
+
+//go:embed drain_unacked.lua
+var drainUnackedSource string
+
+//go:embed quarantine.lua
+var quarantineSource string
+
+//go:embed refill.lua
+var refillSource string
+
 // The scripts; each file says what it takes and returns.
 var (
 	lookScript    = newScript(stamped(lookSource))
@@ -67,6 +79,10 @@ var (
 	purgeScript   = newScript(purgeSource)
 	requeueScript = newScript(requeueSource)
 	raiseScript   = newScript(raiseSource)
+	refillScript  = newScript(refillSource)
+
+	drainScript        = newScript(quarantineSource + drainSource)
+	drainUnackedScript = newScript(quarantineSource + drainUnackedSource)
 )
 
 func stamped(source string) string {
