@@ -59,7 +59,7 @@ func (b *Broker) DrainQueues(ctx context.Context, d reconciler.QueueDrain) ([]re
 			r.Messages += n
 		}
 	}
-	p := &draining{queueWork: w, drain: d, at: now.UnixMilli(), run: strings.ToLower(rand.Text()[:10])}
+	p := &draining{queueWork: w, drain: d, at: now.UnixMilli(), run: fmt.Sprintf("%014x-%s", now.UnixMicro(), strings.ToLower(rand.Text()[:6]))}
 	if err := p.unacked(ctx); err != nil {
 		return w.report(), failed("purge unacked", err)
 	}
@@ -77,8 +77,8 @@ func (b *Broker) DrainQueues(ctx context.Context, d reconciler.QueueDrain) ([]re
 type draining struct {
 	*queueWork
 	drain reconciler.QueueDrain
-	// at is when it began, ms; run and seq make the ids of its purges. Those of one
-	// run are restored from the last to the first.
+	// at is when it began, ms; run and seq make the ids of its purges, which sort by
+	// time: they are restored from the last to the first.
 	at  int64
 	run string
 	seq int

@@ -163,9 +163,12 @@ func (b *Broker) refill(ctx context.Context, pace *pacer, p *Purged, n int) erro
 			return err
 		}
 		args, whole := []any{len(elements)}, 0
-		for _, e := range elements {
+		for i, e := range elements {
 			first, last := b.span(p.Kind, e)
-			if args = append(args, first, last); first > 0 {
+			if first != 1 || last != len(e) {
+				args = append(args, i+1, first, last)
+			}
+			if first > 0 {
 				whole++
 			}
 		}

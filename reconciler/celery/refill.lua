@@ -2,8 +2,9 @@
 --
 -- KEYS[1]  the piece      KEYS[2]  the list      KEYS[3]  the purge (quarantine.lua)
 -- ARGV[1]  how many elements the caller has read in the piece
--- ARGV[2], ARGV[3], …  for each of them, the first and the last byte of the message in
---          it; 0 0 for none: it stays kept
+-- ARGV[2], ARGV[3], …  triples: the number, from 1, of an element that is not a message
+--          as it stands, and the message's first and last byte in it; 0 0 for none:
+--          it stays kept
 --
 -- Returns {status, pushed}: 'restored'; 'changed' (another call was faster) or
 -- 'unplaced' (the list's key holds another type now): nothing was touched.
@@ -22,13 +23,19 @@ local function push(key, from)
     call('RPUSH', key, unpack(from, i, math.min(i + 499, #from)))
   end
 end
+local spans = {}
+for i = 2, #ARGV, 3 do
+  spans[tonumber(ARGV[i])] = { tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2]) }
+end
 local back, left = {}, {}
 for i, element in ipairs(elements) do
-  local first, last = tonumber(ARGV[2 * i]), tonumber(ARGV[2 * i + 1])
-  if first == 0 then
-    left[#left + 1] = element
+  local span = spans[i]
+  if not span then
+    back[#back + 1] = element
+  elseif span[1] > 0 then
+    back[#back + 1] = string.sub(element, span[1], span[2])
   else
-    back[#back + 1] = string.sub(element, first, last)
+    left[#left + 1] = element
   end
 end
 if #back == 0 then
