@@ -110,6 +110,9 @@ func (p *draining) list(ctx context.Context, queue, list string) error {
 		left -= taken
 		p.reports[queue].Cleaned += messages
 		p.advance(int(taken))
+		if err := p.pace.pay(ctx); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -127,8 +130,10 @@ func (p *draining) unacked(ctx context.Context) error {
 		p.reports[b.queue].Cleaned += taken
 		p.reports[b.queue].Unacked += taken
 		p.advance(int(taken))
-		b.args, b.bytes = nil, 0
-		return err
+		if b.args, b.bytes = nil, 0; err != nil {
+			return err
+		}
+		return p.pace.pay(ctx)
 	}
 	err := p.eachHeld(ctx, func(h held) error {
 		if !p.drain.IncludeUnacked {
@@ -154,17 +159,21 @@ func (p *draining) unacked(ctx context.Context) error {
 	return err
 }
 
-// call runs one of the scripts that take out; messages is 0 for unacked ones.
+// call runs one of the scripts that take out; messages is 0 for unacked ones. One that
+// has begun is waited for, so that the report tells all that was done.
 func (p *draining) call(ctx context.Context, sc *script, g *purging, place string, keys []string, more ...any) (taken, messages int64, err error) {
 	keys = append([]string{controlKey, place, purgedPrefix + g.id, purgesKey, g.piece(g.pieces)}, keys...)
 	args := append([]any{p.drain.Epoch, p.options.Quarantine.Milliseconds(), g.id, g.pieces, p.at, g.kind, g.queue, g.list, string(p.drain.Trigger)}, more...)
+	if err := ctx.Err(); err != nil {
+		return 0, 0, err
+	}
 	var reply any
 	err = bounded(p.pace, func() (atMost time.Duration, err error) {
-		reply, err = sc.one(ctx, p.client, keys, args...)
+		reply, err = sc.one(context.WithoutCancel(ctx), p.client, keys, args...)
 		return drainCost, err
 	})
 	if err != nil {
-		return 0, 0, err
+		return 0, 0, full(err)
 	}
 	answer, _ := reply.([]any)
 	if len(answer) < 2 {
@@ -181,7 +190,15 @@ func (p *draining) call(ctx context.Context, sc *script, g *purging, place strin
 	if len(answer) > 2 {
 		messages, _ = answer[2].(int64)
 	}
-	return taken, messages, p.pace.pay(ctx)
+	return taken, messages, nil
+}
+
+// full says what helps where Redis has no memory to keep anything in.
+func full(err error) error {
+	if !strings.Contains(err.Error(), "OOM command") {
+		return err
+	}
+	return reconciler.Hint(err, "give Redis more memory, or keep nothing of what is purged: ORPHANWATCH_POLICY_QUARANTINE=0s")
 }
 
 func (g *purging) piece(n int) string { return purgedPrefix + g.id + ":" + strconv.Itoa(n) }

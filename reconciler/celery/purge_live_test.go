@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -43,8 +44,12 @@ func TestPurgeAmongTraffic(t *testing.T) {
 					t.Error(err)
 				}
 				mu.Lock()
+				enough := sent > 20_000
 				sent += len(batch)
 				mu.Unlock()
+				if enough {
+					return
+				}
 			}
 		})
 	}
@@ -78,18 +83,20 @@ func TestPurgeAmongTraffic(t *testing.T) {
 			}
 		})
 	}
-	purged, restored := int64(0), int64(0)
-	for round := 0; round < 12 || purged < 5000 || restored < 1000; round++ {
-		for _, r := range l.drain(round%3 == 0) {
-			purged += r.Cleaned
-		}
-		if round%4 == 0 {
+	var purged, restored atomic.Int64
+	wg.Go(func() { // also of purges that go on
+		for traffic.Err() == nil {
 			for _, p := range l.restoreQueue("celery") {
-				restored += p.Restored
+				restored.Add(p.Restored)
 				if p.Gone+p.Unplaced+p.Incomplete != 0 {
 					t.Errorf("%+v", p)
 				}
 			}
+		}
+	})
+	for round := range 50 {
+		for _, r := range l.drain(round%3 == 0) {
+			purged.Add(r.Cleaned)
 		}
 	}
 	stop()
@@ -114,10 +121,10 @@ func TestPurgeAmongTraffic(t *testing.T) {
 			t.Errorf("%s is there %d times", id, n)
 		}
 	}
-	if len(consumed) != sent || l.client.HLen(ctx, "unacked").Val() != l.client.ZCard(ctx, "unacked_index").Val() {
+	if purged.Load() == 0 || restored.Load() == 0 || len(consumed) != sent || l.client.HLen(ctx, "unacked").Val() != l.client.ZCard(ctx, "unacked_index").Val() {
 		t.Errorf("%d of %d", len(consumed), sent)
 	}
-	t.Logf("%d sent; %d purged and %d restored meanwhile, %d kept at the end", sent, purged, restored, kept)
+	t.Logf("%d sent; %d purged and %d restored meanwhile, %d kept at the end", sent, purged.Load(), restored.Load(), kept)
 }
 
 // TestPurgeModel compares purges and restores of lists of any sizes with a model.
@@ -282,7 +289,7 @@ func TestMillionPurge(t *testing.T) {
 		}
 		l.ok(l.client.LPush(ctx, "celery", batch...).Err())
 	}
-	l.ok(l.redis.Reconfigure(ctx, map[string]string{"slowlog-log-slower-than": "1000", "slowlog-max-len": "100000"}))
+	l.ok(l.redis.Reconfigure(ctx, map[string]string{"slowlog-log-slower-than": "1000", "slowlog-max-len": "100000", "latency-monitor-threshold": "1"}))
 	measured := func(what string, f func()) {
 		l.run("slowlog reset", "config resetstat")
 		began := time.Now()
@@ -302,7 +309,7 @@ func TestMillionPurge(t *testing.T) {
 	_, err := l.DrainQueues(ctx, reconciler.QueueDrain{Epoch: l.epoch})
 	l.ok(err)
 	measured("expiry, without lazyfree", func() {
-		l.run("config set lazyfree-lazy-expire no")
+		l.run("config set lazyfree-lazy-expire no", "latency reset")
 		for _, key := range l.ours() {
 			l.ok(l.client.PExpire(ctx, key, 10*time.Millisecond).Err())
 		}

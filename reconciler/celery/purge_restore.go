@@ -46,31 +46,32 @@ func (b *Broker) Purged(ctx context.Context, queue string, since time.Duration) 
 		by.Min = strconv.FormatInt(now.Add(-since).UnixMilli(), 10)
 	}
 	var out []Purged
-	var expired []any
-	for {
+	var expired []call
+	seen := map[string]bool{} // a purge that begins meanwhile shifts the pages
+	for more := true; more; {
 		ids, err := b.client.ZRevRangeByScore(ctx, purgesKey, &by).Result()
 		if err != nil {
 			return nil, failed("list purges", err)
 		}
-		if len(ids) == 0 {
-			break
-		}
+		more = len(ids) == restorePage
+		by.Offset += int64(len(ids))
+		ids = slices.DeleteFunc(ids, func(id string) bool { return seen[id] })
 		page, err := b.purges(ctx, ids)
 		if err != nil {
 			return nil, failed("read purges", err)
 		}
-		for i, p := range page {
+		for _, p := range page {
+			seen[p.id] = true
 			switch {
 			case p.List == "":
-				expired = append(expired, ids[i])
+				expired = append(expired, p.settled(""))
 			case queue == "" || p.Queue == queue:
 				out = append(out, p)
 			}
 		}
-		by.Offset += int64(len(ids))
 	}
 	for page := range slices.Chunk(expired, restorePage) {
-		if err := b.client.ZRem(ctx, purgesKey, page...).Err(); err != nil {
+		if _, err := settleScript.run(ctx, b.client, page); err != nil {
 			return nil, failed("forget purges", err)
 		}
 	}
@@ -79,6 +80,9 @@ func (b *Broker) Purged(ctx context.Context, queue string, since time.Duration) 
 
 // purges reads what is known of these, in order; of one that has expired, nothing.
 func (b *Broker) purges(ctx context.Context, ids []string) ([]Purged, error) {
+	if len(ids) == 0 {
+		return nil, nil
+	}
 	cmds := make([]*redis.MapStringStringCmd, len(ids))
 	_, err := b.client.Pipelined(ctx, func(p redis.Pipeliner) error {
 		for i, id := range ids {
@@ -137,18 +141,21 @@ func (b *Broker) RestorePurged(ctx context.Context, queue string, since time.Dur
 
 // settle forgets a purge of which nothing is kept any more.
 func (b *Broker) settle(ctx context.Context, p *Purged) error {
-	if p.Gone = p.Messages - p.Restored - p.Incomplete; p.Unplaced > 0 {
-		p.Unplaced, p.Gone = p.Gone, 0
-	}
-	if p.Gone = max(0, p.Gone); p.Incomplete+p.Unplaced > 0 {
+	rest := p.Messages - p.Restored - p.Incomplete
+	if p.Unplaced > 0 {
+		p.Unplaced = max(1, rest)
 		return nil
 	}
-	_, err := b.client.TxPipelined(ctx, func(pipe redis.Pipeliner) error {
-		pipe.Del(ctx, purgedPrefix+p.id)
-		pipe.ZRem(ctx, purgesKey, p.id)
+	if p.Gone = max(0, rest); p.Incomplete > 0 {
 		return nil
-	})
+	}
+	_, err := settleScript.run(ctx, b.client, []call{p.settled(strconv.Itoa(p.pieces))})
 	return err
+}
+
+// settled is a call of settle.lua; pieces is "" where nothing is known of the purge.
+func (p *Purged) settled(pieces string) call {
+	return call{[]string{purgedPrefix + p.id, purgesKey}, []any{p.id, pieces}}
 }
 
 // refill pushes one piece back: what is a whole message of it.
@@ -192,9 +199,12 @@ func (b *Broker) refill(ctx context.Context, pace *pacer, p *Purged, n int) erro
 }
 
 func (b *Broker) push(ctx context.Context, pace *pacer, p *Purged, n int, args []any) (status string, pushed int64, err error) {
+	if err := ctx.Err(); err != nil {
+		return "", 0, err
+	}
 	var reply any
 	err = bounded(pace, func() (atMost time.Duration, err error) {
-		reply, err = refillScript.one(ctx, b.client, []string{p.piece(n), p.List, purgedPrefix + p.id}, args...)
+		reply, err = refillScript.one(context.WithoutCancel(ctx), b.client, []string{p.piece(n), p.List, purgedPrefix + p.id}, args...)
 		return drainCost, err
 	})
 	if err != nil {

@@ -245,29 +245,96 @@ func TestDrainRefuses(t *testing.T) {
 	l.wantQueues(reports, "celery: 1 waiting, 0 unacked, 1 cleaned", "mail: 0 waiting, 0 unacked, 0 cleaned")
 }
 
-// TestDrainStops: a pause in the middle ends it; what was done is told and kept.
+// TestDrainStops: a pause, or an interrupt, in the middle ends it; what was done is
+// told exactly, and kept.
 func TestDrainStops(t *testing.T) {
 	t.Parallel()
 	l := newBrokerLab(t)
-	l.fill(3000, func(int) bool { return false })
-	want := l.client.LRange(t.Context(), "celery", 0, -1).Val()
-	once := false
-	reports, err := l.DrainQueues(t.Context(), reconciler.QueueDrain{Epoch: l.epoch, Progress: func(done, total int64) {
-		if done >= 1000 && !once {
-			once = true
-			l.ok(l.Pause(t.Context(), "me"))
+	for want, stop := range map[error]func(context.CancelFunc){
+		reconciler.ErrPaused: func(context.CancelFunc) { l.ok(l.Pause(t.Context(), "me")) },
+		context.Canceled:     func(cancel context.CancelFunc) { cancel() },
+	} {
+		l.fill(3000, func(int) bool { return false })
+		whole := l.client.LRange(t.Context(), "celery", 0, -1).Val()
+		ctx, cancel := context.WithCancel(t.Context())
+		once := false
+		reports, err := l.DrainQueues(ctx, reconciler.QueueDrain{Epoch: l.epoch, Progress: func(done, total int64) {
+			if done >= 1000 && !once {
+				once = true
+				stop(cancel)
+			}
+			if total != 3000 {
+				t.Errorf("%d of %d", done, total)
+			}
+		}})
+		left := l.client.LLen(t.Context(), "celery").Val()
+		if !errors.Is(err, want) || reports[0].Cleaned < 1000 || left == 0 || reports[0].Cleaned+left != 3000 {
+			t.Errorf("%v, %+v, %d left", err, reports, left)
 		}
-		if total != 3000 {
-			t.Errorf("%d of %d", done, total)
+		l.restoreQueue("celery") // a pause is of removals
+		if got := l.client.LRange(t.Context(), "celery", 0, -1).Val(); !slices.Equal(got, whole) {
+			t.Error("not what it was")
 		}
-	}})
-	left := l.client.LLen(t.Context(), "celery").Val()
-	if !errors.Is(err, reconciler.ErrPaused) || reports[0].Cleaned < 1000 || reports[0].Cleaned+left != 3000 {
-		t.Fatalf("%v, %+v, %d left", err, reports, left)
+		cancel()
+		l.ok(l.Resume(t.Context()))
 	}
-	l.restoreQueue("celery") // a pause is of removals
-	if got := l.client.LRange(t.Context(), "celery", 0, -1).Val(); !slices.Equal(got, want) {
-		t.Error("not what it was")
+}
+
+// TestDrainOfFullRedis: where there is no memory to keep anything in, nothing is
+// taken out, and the way out is told.
+func TestDrainOfFullRedis(t *testing.T) {
+	t.Parallel()
+	l := newBrokerLab(t)
+	l.fill(1000, func(int) bool { return false })
+	l.run("hset unacked t1 &d", "zadd unacked_index 1 t1")
+	before := l.state()
+	l.run("config set maxmemory 1")
+	for _, unacked := range []bool{true, false} {
+		_, err := l.DrainQueues(t.Context(), reconciler.QueueDrain{Epoch: l.epoch, IncludeUnacked: unacked})
+		var hinted *reconciler.Hinted
+		if !errors.As(err, &hinted) || !strings.Contains(hinted.Hint, "QUARANTINE=0s") {
+			t.Errorf("%v", err)
+		}
+	}
+	l.wantState(before...)
+	none := celery.NewBroker(celery.BrokerOptions{Client: l.client, Queues: []string{"celery"}})
+	reports, err := none.DrainQueues(t.Context(), reconciler.QueueDrain{Epoch: l.epoch, IncludeUnacked: true})
+	l.ok(err)
+	l.wantQueues(reports, "celery: 1000 waiting, 1 unacked, 1001 cleaned")
+	l.wantState()
+}
+
+// TestPurgeQueues is the service: a dry run changes nothing.
+func TestPurgeQueues(t *testing.T) {
+	t.Parallel()
+	l := newBrokerLab(t)
+	r, err := reconciler.New(reconciler.Options{Queues: l.Broker, Guard: reconciler.NewGuard(reconciler.Policy{}, nil, time.Now)})
+	l.ok(err)
+	l.push("celery", "@a", "@b")
+	before := l.state()
+	stages := map[string]reconciler.Progress{}
+	c := reconciler.Cleanup{Trigger: reconciler.ByAPI, DryRun: true, Progress: func(p reconciler.Progress) { stages[p.Stage] = p }}
+	report, err := r.PurgeQueues(t.Context(), reconciler.Term{Epoch: l.epoch}, nil, true, c)
+	l.ok(err)
+	l.wantQueues(report.Queues, `celery: 2 waiting, 0 unacked, 0 cleaned, "scan_domain_task" 2`)
+	l.wantState(before...)
+	c.DryRun = false
+	if _, err := r.PurgeQueues(t.Context(), reconciler.Term{Epoch: l.epoch}, []string{"x"}, true, c); err == nil || !report.DryRun {
+		t.Error("a queue that is not there is purged")
+	}
+	report, err = r.PurgeQueues(t.Context(), reconciler.Term{Epoch: l.epoch}, []string{"celery"}, false, c)
+	l.ok(err)
+	if report.Cleaned != 2 || report.DryRun {
+		t.Errorf("%+v", report)
+	}
+	want := map[string]reconciler.Progress{
+		"reading queues": {Stage: "reading queues", Done: 2, Total: 2}, "purging queues": {Stage: "purging queues", Done: 2, Total: 2},
+	}
+	if !maps.Equal(stages, want) {
+		t.Errorf("%v", stages)
+	}
+	if p, err := l.Purged(t.Context(), "celery", time.Minute); err != nil || len(p) != 1 || p[0].Trigger != "api" {
+		t.Errorf("%+v, %v", p, err)
 	}
 }
 
@@ -347,88 +414,5 @@ func TestRestorePurgedSince(t *testing.T) {
 	l.run("del mail")
 	if all = l.restoreQueue("mail"); len(all) != 1 || all[0].Restored != 1 || len(l.ours()) != 0 {
 		t.Errorf("%+v, %v", all, l.ours())
-	}
-}
-
-// lossy is a connection that is lost after so many scripts: the last one has had its
-// effect, and its answer never arrives.
-type lossy struct{ left int }
-
-var errLost = errors.New("the connection is lost")
-
-func (*lossy) DialHook(next redis.DialHook) redis.DialHook          { return next }
-func (*lossy) ProcessHook(next redis.ProcessHook) redis.ProcessHook { return next }
-
-func (h *lossy) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
-	return func(ctx context.Context, cmds []redis.Cmder) error {
-		if h.left < 0 {
-			return errLost
-		}
-		err := next(ctx, cmds)
-		if cmds[0].Name() == "evalsha" && !strings.HasPrefix(fmt.Sprint(cmds[0].Err()), "NOSCRIPT") {
-			if h.left--; h.left < 0 {
-				for _, cmd := range cmds {
-					cmd.SetErr(errLost)
-				}
-				return errLost
-			}
-		}
-		return err
-	}
-}
-
-// TestPurgeCrash ends purges and restores after every number of steps: nothing is
-// lost or doubled, and the order is what it was.
-func TestPurgeCrash(t *testing.T) {
-	t.Parallel()
-	l := newBrokerLab(t)
-	ctx := t.Context()
-	broker := func(steps int) *celery.Broker {
-		client := redis.NewClient(&redis.Options{Network: "unix", Addr: l.redis.Socket(), MaxRetries: -1})
-		t.Cleanup(func() { _ = client.Close() })
-		client.AddHook(&lossy{left: steps})
-		return celery.NewBroker(celery.BrokerOptions{Client: client, Quarantine: time.Hour, Queues: []string{"celery"}})
-	}
-	ended := 0
-	for steps := 0; ended < 2; steps++ {
-		ended = 0
-		l.run("flushdb")
-		l.ok(l.SetEpoch(ctx, l.epoch))
-		l.fill(2600, func(int) bool { return false })
-		for i := range 250 {
-			tag := fmt.Sprint("u", i)
-			l.ok(l.client.HSet(ctx, "unacked", tag, held(envelopeOf(tag), "", "celery")).Err())
-			l.ok(l.client.ZAdd(ctx, "unacked_index", redis.Z{Score: 1, Member: tag}).Err())
-		}
-		want := l.client.LRange(ctx, "celery", 0, -1).Val()
-		d := reconciler.QueueDrain{IncludeUnacked: true, Epoch: l.epoch}
-		_, err := broker(steps).DrainQueues(ctx, d)
-		if err == nil {
-			ended++
-		} else if !errors.Is(err, errLost) {
-			t.Fatal(err)
-		}
-		_, err = broker(1000).DrainQueues(ctx, d)
-		l.ok(err)
-		if n := l.client.Exists(ctx, "celery", "unacked", "unacked_index").Val(); n != 0 {
-			t.Fatalf("after %d steps: %d keys left", steps, n)
-		}
-		if _, err = broker(steps).RestorePurged(ctx, "celery", 0, nil); err == nil {
-			ended++
-		} else if !errors.Is(err, errLost) {
-			t.Fatal(err)
-		}
-		l.restoreQueue("celery")
-		got := l.client.LRange(ctx, "celery", 0, -1).Val()
-		if len(got) != 2850 || !slices.Equal(got[:2600], want) {
-			t.Fatalf("after %d steps: %d messages, or another order", steps, len(got))
-		}
-		back := map[string]bool{}
-		for _, e := range got[2600:] {
-			back[short(e)] = true
-		}
-		if len(back) != 250 || len(l.ours()) != 0 {
-			t.Fatalf("after %d steps: %d unacked came back, %v", steps, len(back), l.ours())
-		}
 	}
 }

@@ -65,6 +65,9 @@ var quarantineSource string
 //go:embed refill.lua
 var refillSource string
 
+//go:embed settle.lua
+var settleSource string
+
 // The scripts; each file says what it takes and returns.
 var (
 	lookScript    = newScript(stamped(lookSource))
@@ -80,6 +83,7 @@ var (
 	requeueScript = newScript(requeueSource)
 	raiseScript   = newScript(raiseSource)
 	refillScript  = newScript(refillSource)
+	settleScript  = newScript(settleSource)
 
 	drainScript        = newScript(quarantineSource + drainSource)
 	drainUnackedScript = newScript(quarantineSource + drainUnackedSource)
