@@ -61,6 +61,8 @@ type Options struct {
 	// its queues anew, before each pass.
 	Messages   Messages
 	FindQueues func(ctx context.Context) error
+	// Queues of the broker, to be counted and purged; nil where they are not.
+	Queues Queues
 	// Memory of deletions seen; shared with whoever offers them.
 	Memory *Memory
 	Log    *slog.Logger

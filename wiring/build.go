@@ -173,7 +173,7 @@ func NewReconciler(c *Config, store *celery.Store, broker *celery.Broker, rows *
 	return reconciler.New(reconciler.Options{
 		Bindings: Bindings(c), Policy: policy, Artifacts: store, Rows: rows, Scanner: store, Pages: store, Tables: rows, Results: store,
 		Children: rows,
-		Messages: broker, FindQueues: broker.Discover,
+		Messages: broker, FindQueues: broker.Discover, Queues: broker,
 		RecordIdentity: store.RecordIdentity,
 		Guard:          reconciler.NewGuard(policy, nil, time.Now),
 		Memory:         reconciler.NewMemory(memoryLimit), Log: log,

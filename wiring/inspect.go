@@ -91,6 +91,8 @@ type (
 	RestoredKey = celery.RestoredKey
 	// HistoryEntry is what is remembered of one task or row.
 	HistoryEntry = celery.Entry
+	// PurgedQueue is what a purge took out of one list of a queue.
+	PurgedQueue = celery.Purged
 	// ControlState is what the control key says.
 	ControlState = celery.State
 )

@@ -13,14 +13,19 @@ import (
 
 func (c *cli) restoreCommand() *cobra.Command {
 	var since, hold time.Duration
-	dryRun := false
+	queue, dryRun := "", false
 	cmd := &cobra.Command{
 		Use:   "restore [TASK_ID...]",
-		Short: "Put back what was removed",
+		Short: "Put back what was removed or purged",
 		Long: `Put back what was removed of these tasks, or of all within --since: the original
 values with what is left of their time to live, and the original messages, once, at
 the end of their queue where they were. Each task is then held from being removed
 again until its row exists or --hold has passed.
+
+With --queue, put back what purge-queues took out of that queue (of all queues with
+--since alone): in the order that it was in, to be run before what is in the queue
+now. Stop the workers for the time if the order matters: while it runs they meet the
+newest first. Such messages are not held: if a task's row is gone, they are removed.
 
 A task that was revoked is refused by workers that have been up since then; those
 that start later run it.
@@ -31,14 +36,15 @@ a message whose queue is not known stays kept (unplaced).
 Exit code 1 if nothing is remembered of a given id.`,
 		Example: `  orphanwatch restore 5f0c6b0e-8f0a-4c39-9d2b-7b6f3a1c2d4e
   orphanwatch restore --since 10m --dry-run
-  orphanwatch restore --since 10m --hold 2h`,
+  orphanwatch restore --since 10m --hold 2h
+  orphanwatch restore --queue celery --dry-run`,
 		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, ids []string) error {
 			switch {
-			case len(ids) == 0 && since <= 0:
-				return usageError{errors.New("give task ids, or --since with a duration such as 10m\n  see: orphanwatch restore --help")}
-			case len(ids) > 0 && since != 0:
-				return usageError{errors.New("give task ids or --since, not both\n  see: orphanwatch restore --help")}
+			case len(ids) == 0 && since <= 0 && queue == "" || since < 0:
+				return usageError{errors.New("give task ids, or --since with a duration such as 10m, or --queue with a name\n  see: orphanwatch restore --help")}
+			case len(ids) > 0 && (since != 0 || queue != ""):
+				return usageError{errors.New("give task ids, or --since and --queue, not both\n  see: orphanwatch restore --help")}
 			case hold < 0:
 				return usageError{errors.New("--hold must not be negative")}
 			}
@@ -48,13 +54,17 @@ Exit code 1 if nothing is remembered of a given id.`,
 			}
 			defer stores.Close()
 			r := restore{cli: c, stores: stores, hold: hold, dryRun: dryRun}
-			if since > 0 {
-				return r.since(cmd.Context(), since)
+			switch {
+			case len(ids) > 0:
+				return r.ids(cmd.Context(), ids)
+			case queue != "":
+				return r.queue(cmd.Context(), queue, since)
 			}
-			return r.ids(cmd.Context(), ids)
+			return r.since(cmd.Context(), since)
 		},
 	}
 	cmd.Flags().DurationVar(&since, "since", 0, "all that was removed within that time, such as 10m")
+	cmd.Flags().StringVar(&queue, "queue", "", "what purge-queues took out of that queue; with --since, within that time")
 	cmd.Flags().DurationVar(&hold, "hold", time.Hour, "for how long it is not removed again")
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only list what would be restored")
 	return cmd
@@ -67,6 +77,7 @@ type restore struct {
 	hold   time.Duration
 	dryRun bool
 	all    []wiring.Restored
+	queues []wiring.PurgedQueue
 }
 
 func (r *restore) ids(ctx context.Context, ids []string) error {
@@ -117,10 +128,15 @@ func (r *restore) since(ctx context.Context, since time.Duration) error {
 	} else {
 		err = r.stores.Celery.RestoreSince(ctx, since, r.hold, collect)
 	}
-	if len(r.all) == 0 && err == nil {
+	patience.Stop()
+	if err == nil {
+		err = r.purged(ctx, "", since)
+	}
+	nothing := len(r.all) == 0 && len(r.queues) == 0
+	if nothing && err == nil {
 		r.progress("nothing was removed in the last %s", span(since))
 	}
-	if err != nil && len(r.all) == 0 {
+	if nothing && err != nil {
 		return err
 	}
 	return errors.Join(err, r.print())
@@ -131,13 +147,14 @@ const restorePatience = 10 * time.Second
 
 // restoreReport is what restore prints.
 type restoreReport struct {
-	Restored []wiring.Restored `json:"restored"`
-	Counts   map[string]int    `json:"counts"`
-	DryRun   bool              `json:"dry_run"`
+	Restored []wiring.Restored    `json:"restored"`
+	Queues   []wiring.PurgedQueue `json:"queues"`
+	Counts   map[string]int       `json:"counts"`
+	DryRun   bool                 `json:"dry_run"`
 }
 
 func (r *restore) print() error {
-	report := restoreReport{Restored: r.all, Counts: map[string]int{"restored": 0, "exists": 0, "expired": 0, "gone": 0, "unplaced": 0}, DryRun: r.dryRun}
+	report := restoreReport{Restored: r.all, Queues: r.queues, Counts: map[string]int{"restored": 0, "exists": 0, "expired": 0, "gone": 0, "unplaced": 0}, DryRun: r.dryRun}
 	var rows []table.Row
 	revoked := 0
 	for _, s := range r.all {
@@ -164,7 +181,11 @@ func (r *restore) print() error {
 			rows = append(rows, table.Row{s.Kind, s.ID, name, status, until})
 		}
 	}
+	rows = append(rows, r.queueRows(report.Counts)...)
 	if r.output == outputJSON {
+		if report.Queues == nil {
+			report.Queues = []wiring.PurgedQueue{}
+		}
 		if report.Restored == nil {
 			report.Restored = []wiring.Restored{}
 		}
@@ -182,7 +203,10 @@ func (r *restore) print() error {
 	}
 	r.progress("%d %s, %d exist again, %d expired, %d gone", n["restored"], verb, n["exists"], n["expired"], n["gone"])
 	if n["unplaced"] > 0 {
-		r.progress("%d messages have no queue that is known, and stay kept: they are in Redis, in orphanwatch:messages:task:<id>", n["unplaced"])
+		r.progress("%d messages have no queue that is known, and stay kept: they are in Redis, in orphanwatch:messages:task:<id> or orphanwatch:purged:<id>", n["unplaced"])
+	}
+	if n["incomplete"] > 0 {
+		r.progress("%d are no complete messages, and stay kept: a worker would die on them", n["incomplete"])
 	}
 	if revoked > 0 {
 		r.progress("%d of these tasks were revoked: workers that have been up since then refuse them; restart the workers to have them run", revoked)

@@ -33,6 +33,8 @@ func TestUsage(t *testing.T) {
 		{exitUsage, "restore", "give task ids, or --since"},
 		{exitUsage, "restore --since 10m a", "not both"},
 		{exitUsage, "restore --since 10", "--since"},
+		{exitUsage, "restore --queue celery a", "not both"},
+		{exitUsage, "restore --queue celery --since -1h", "give task ids, or --since"},
 		{exitUsage, "restore a --hold -1h", "negative"},
 	} {
 		s.expect(test.code, strings.Fields(test.args), test.text)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/redis/go-redis/v9"
 
@@ -95,22 +94,9 @@ const metMax = 100_000
 
 // sweepUnacked yields the unacked messages that have not been met.
 func (b *Broker) sweepUnacked(ctx context.Context, pace *pacer, met map[uint64]struct{}, yield func([]reconciler.Message) error) (unreadable int64, err error) {
-	n := window(windowFirst)
-	for cursor := uint64(0); ; {
-		var fields []string
-		err := bounded(pace, func() (atMost time.Duration, err error) {
-			fields, cursor, err = b.client.HScan(ctx, b.unackedKey(), cursor, "", min(int64(n), unackedMax)).Result()
-			return readCost(0, fields), err
-		})
-		if wrongType(err) {
-			return 0, nil
-		}
-		if err != nil {
-			return 0, failed("read unacked", err)
-		}
-		messages, values := make([]reconciler.Message, 0, len(fields)/2), make([]string, 0, len(fields)/2)
+	err = b.eachUnacked(ctx, pace, func(fields []string) error {
+		messages := make([]reconciler.Message, 0, len(fields)/2)
 		for pair := range slices.Chunk(fields, 2) {
-			values = append(values, pair[1])
 			is := b.hash(pair[0]) ^ b.hash(pair[1])
 			if _, had := met[is]; had {
 				continue
@@ -125,19 +111,15 @@ func (b *Broker) sweepUnacked(ctx context.Context, pace *pacer, met map[uint64]s
 				unreadable++
 			}
 		}
-		if len(messages) > 0 {
-			if err := yield(messages); err != nil {
-				return 0, err
-			}
+		if len(messages) == 0 {
+			return nil
 		}
-		if cursor == 0 {
-			return unreadable, nil
-		}
-		n.read(values)
-		if err := pace.pay(ctx); err != nil {
-			return 0, err
-		}
+		return yield(messages)
+	})
+	if err != nil {
+		return 0, err
 	}
+	return unreadable, nil
 }
 
 // readUnacked reads a field of the hash of unacked messages: its name is the

@@ -23,6 +23,14 @@
 //	                          ▼
 //	                         gone
 //
+// A purge of a queue moves windows of its lists, each in one step, and leaves what
+// is pushed after it began:
+//
+//	            DrainQueues, from the tail               quarantine over
+//	in its list ──────────────────────────▶ kept, in pieces ──────────▶ gone
+//	    ▲                                       │
+//	    └──── RestorePurged, at the tail ───────┘
+//
 // Keys of ours, all under orphanwatch:
 //
 //	orphanwatch:control            hash: epoch, paused, paused_by, accept, resync, identity, guard, full_cleanup
@@ -37,4 +45,7 @@
 //
 //	orphanwatch:control            hash: epoch, paused, paused_by
 //	orphanwatch:messages:<record>  hash: pulled messages and their places, hold_until (see pull.lua)
+//	orphanwatch:purges             sorted set: purge id by when it began, ms
+//	orphanwatch:purged:<id>        hash: what was purged of one list, or out of workers' hands (see quarantine.lua)
+//	orphanwatch:purged:<id>:<n>    list: a piece of it, up to 500 messages or about 256 KiB, in the order of the queue
 package celery

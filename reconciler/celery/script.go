@@ -59,6 +59,21 @@ var requeueSource string
 //go:embed raise.lua
 var raiseSource string
 
+//go:embed drain.lua
+var drainSource string
+
+//go:embed drain_unacked.lua
+var drainUnackedSource string
+
+//go:embed quarantine.lua
+var quarantineSource string
+
+//go:embed refill.lua
+var refillSource string
+
+//go:embed settle.lua
+var settleSource string
+
 // The scripts; each file says what it takes and returns.
 var (
 	lookScript    = newScript(stamped(lookSource))
@@ -75,6 +90,11 @@ var (
 	purgeScript   = newScript(purgeSource)
 	requeueScript = newScript(requeueSource)
 	raiseScript   = newScript(raiseSource)
+	refillScript  = newScript(refillSource)
+	settleScript  = newScript(settleSource)
+
+	drainScript        = newScript(quarantineSource + drainSource)
+	drainUnackedScript = newScript(quarantineSource + drainUnackedSource)
 )
 
 func stamped(source string) string {
