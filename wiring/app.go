@@ -72,6 +72,7 @@ func options(ctx context.Context, c *Config, log *slog.Logger, version Version, 
 			NewReconciler,
 			NewDesk,
 			NewController,
+			NewServices,
 			NewServer,
 		),
 		// Telemetry first: instruments are made from the global providers.

@@ -113,7 +113,7 @@ or not confirmed, 5 a dependency is unreachable, 6 doctor findings.`,
 	root.AddCommand(
 		c.runCommand(), c.demoCommand(), c.statusCommand(), c.doctorCommand(), c.setupCommand(), c.teardownCommand(),
 		c.pauseCommand(), c.resumeCommand(), c.restoreCommand(), c.historyCommand(),
-		c.configCommand(), c.versionCommand(),
+		c.tokenCommand(), c.configCommand(), c.versionCommand(),
 	)
 	strict(root)
 	return root
