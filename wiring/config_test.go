@@ -59,9 +59,10 @@ func full() *Config {
 		},
 		HTTP: HTTPConfig{
 			"0.0.0.0:9000", "/etc/tokens", true, "/var/log/audit", "/etc/tls.crt", "/etc/tls.key",
-			NewPassphrase(jwtSecret), "app", "orphanwatch", []string{"read", "cleanup"},
+			NewPassphrase(jwtSecret), "app", "orphanwatch",
+			[]string{"read", "cleanup"},
 		},
-		Log:  LogConfig{"debug", "json"},
+		Log: LogConfig{"debug", "json"},
 	}
 }
 

@@ -63,8 +63,10 @@ func problem(status int, format string, args ...any) *Problem {
 	return &Problem{status: status, Message: fmt.Sprintf(format, args...)}
 }
 
-// huma's errors take our form. It is a bare variable, the same for all APIs.
+// huma's errors take our form, and "Confirm" is not "confirm". They are bare variables,
+// the same for all APIs.
 func init() {
+	huma.ValidateStrictCasing = true
 	huma.NewError = func(status int, message string, errs ...error) huma.StatusError {
 		for i, err := range errs {
 			var detail huma.ErrorDetailer

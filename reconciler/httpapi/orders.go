@@ -64,7 +64,7 @@ func (a *api) initialize(ctx context.Context, _ *struct{}) (*output[any], error)
 }
 
 type restoreInput struct {
-	taskInput
+	TaskPath
 	Hold   string `query:"hold" default:"1h" doc:"for how long it is not removed again, such as 30m; at most 720h"`
 	DryRun bool   `query:"dry_run" doc:"change nothing, only tell what would be done"`
 }

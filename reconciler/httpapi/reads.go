@@ -62,12 +62,13 @@ func (a *api) tasks(ctx context.Context, in *tasksInput) (*output[reconciler.Tas
 	return answered(page, message), err
 }
 
-type taskInput struct {
+// TaskPath is the parameter of routes about one task.
+type TaskPath struct {
 	ID string `path:"id" minLength:"1" maxLength:"512" doc:"the Celery task id"`
 }
 
 type checkInput struct {
-	taskInput
+	TaskPath
 	Table string `query:"table" maxLength:"512" doc:"schema.table of a binding, where the id does not tell"`
 	Key   string `query:"key" maxLength:"512" doc:"the row's key, where the id is not it"`
 	Name  string `query:"name" maxLength:"512" doc:"the Celery task name"`
@@ -81,7 +82,7 @@ func (a *api) check(ctx context.Context, in *checkInput) (*output[reconciler.Che
 	return answered(report, report.Reason), err
 }
 
-func (a *api) history(ctx context.Context, in *taskInput) (*output[any], error) {
+func (a *api) history(ctx context.Context, in *TaskPath) (*output[any], error) {
 	if a.o.Services.Reader == nil {
 		return nil, errNotAvailable
 	}
