@@ -5,23 +5,6 @@ import (
 	"fmt"
 )
 
-// RowQuery names the row of a task where its id does not lead there (args:N,
-// kwargs:K): by its key, and by the table where there are several bindings.
-type RowQuery struct{ Table, Key string }
-
-// CheckReport answers whether the row of a task exists, which a worker asks before it
-// runs the task.
-type CheckReport struct {
-	TaskID string `json:"task_id"`
-	// Exists is null where that cannot be told.
-	Exists *bool `json:"exists"`
-	// Evidence that it does not: deleted or absent.
-	Evidence Evidence `json:"evidence,omitempty"`
-	Table    string   `json:"table,omitempty"`
-	Key      string   `json:"key,omitempty"`
-	Reason   string   `json:"reason"`
-}
-
 // CheckQuestion asks about the row of a task.
 type CheckQuestion struct {
 	TaskID string

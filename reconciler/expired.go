@@ -67,7 +67,7 @@ func (r *Reconciler) CleanupExpired(ctx context.Context, term Term, maxAge time.
 		}
 		report, err = r.Results.RemoveExpired(ctx, term.Epoch, Expiry{
 			Before: now.Add(-maxAge), TTL: maxAge, DryRun: c.DryRun, Record: record,
-			Awaited: c.Trigger != BySchedule, Progress: c.tell,
+			Awaited: !c.Scheduled, Progress: c.tell,
 		})
 		report.MaxAgeHours = int(maxAge / time.Hour)
 	}

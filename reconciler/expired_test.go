@@ -32,7 +32,7 @@ func TestCleanupExpired(t *testing.T) {
 	results := &agedResults{clock: w.clock.Add(time.Hour), report: ExpiredReport{Cleaned: 3}}
 	w.Results = results
 	told := 0
-	c := Cleanup{Trigger: BySchedule, DryRun: true, Progress: func(Progress) { told++ }}
+	c := Cleanup{Trigger: ByResync, Scheduled: true, DryRun: true, Progress: func(Progress) { told++ }}
 	report, err := w.CleanupExpired(t.Context(), Term{Epoch: 7}, 24*time.Hour, c)
 	require.NoError(t, err)
 	require.Equal(t, ExpiredReport{Cleaned: 3, MaxAgeHours: 24}, report)
@@ -41,7 +41,7 @@ func TestCleanupExpired(t *testing.T) {
 	require.Equal(t, 24*time.Hour, asked.TTL)
 	require.True(t, asked.DryRun)
 	require.False(t, asked.Awaited)
-	require.Equal(t, Record{Evidence: Expired, Trigger: BySchedule}, asked.Record)
+	require.Equal(t, Record{Evidence: Expired, Trigger: ByResync}, asked.Record)
 	require.Equal(t, uint64(7), results.epoch)
 	require.Equal(t, 1, told)
 

@@ -28,18 +28,17 @@ func (f FullReport) Count() (n int64) {
 }
 
 // FullCleanup does CleanupOrphaned, CleanupExpired and CleanupDatabase, in this
-// order. A part that fails is in the report's Errors, and its error in the one that is
-// returned; the others are done all the same, unless ctx has ended or a new leader
-// has taken over.
+// order. A part that fails is in the report's Errors, and in its Failed; the others are
+// done all the same. The error is ErrBusy, ErrStale, or that of ctx, each of which ends
+// it.
 func (r *Reconciler) FullCleanup(ctx context.Context, term Term, maxAge time.Duration, c Cleanup) (FullReport, error) {
 	report := FullReport{Started: r.Now().UTC(), DryRun: c.DryRun}
 	if !r.begin() {
 		return report, ErrBusy
 	}
 	defer r.finish()
-	var failures error
 	part := func(name string, do func() error) {
-		if ctx.Err() != nil || errors.Is(failures, ErrStale) {
+		if ctx.Err() != nil || errors.Is(report.failure, ErrStale) {
 			return
 		}
 		if err := do(); err != nil {
@@ -47,7 +46,7 @@ func (r *Reconciler) FullCleanup(ctx context.Context, term Term, maxAge time.Dur
 				report.Errors = map[string]string{}
 			}
 			report.Errors[name] = err.Error()
-			failures = errors.Join(failures, err)
+			report.failure = errors.Join(report.failure, err)
 		}
 	}
 	part(PartOrphaned, func() error {
@@ -70,5 +69,8 @@ func (r *Reconciler) FullCleanup(ctx context.Context, term Term, maxAge time.Dur
 		return err
 	})
 	report.Ended = r.Now().UTC()
-	return report, errors.Join(failures, ctx.Err())
+	if errors.Is(report.failure, ErrStale) {
+		return report, ErrStale
+	}
+	return report, ctx.Err()
 }

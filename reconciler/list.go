@@ -15,15 +15,6 @@ const (
 	VerdictForeign  = "foreign"
 )
 
-// TaskPage is one page of the results in Redis.
-type TaskPage struct {
-	Tasks        []TaskInfo `json:"tasks"`
-	Count        int        `json:"count"`
-	OrphanedOnly bool       `json:"orphaned_only"`
-	// Next is the cursor of the next page, "" where this is the last.
-	Next string `json:"next_cursor"`
-}
-
 // Pages lists results a page at a time.
 type Pages interface {
 	// ScanPage gives about count results from cursor on, 0 for the beginning, and the
@@ -31,9 +22,6 @@ type Pages interface {
 	// whatever comes and goes meanwhile; some of it may be met twice (SCAN).
 	ScanPage(ctx context.Context, cursor uint64, count int) (found []Look, next uint64, err error)
 }
-
-// ErrCursor says that a cursor is none that TaskPage gave.
-var ErrCursor = fmt.Errorf("the cursor is not one of an earlier answer")
 
 const (
 	// pageScan bounds how many results are looked at for a page of orphans alone, and
@@ -45,14 +33,14 @@ const (
 // TaskPage lists about limit results from a cursor on, "" for the beginning, with what
 // is thought of each now: a listing does not wait for the grace. It may be a few over
 // the limit, and tell one twice where keys change meanwhile, but misses none that
-// stays. The error is ErrCursor where the cursor cannot be read.
+// stays. The error is an *InputError where the cursor cannot be read.
 func (r *Reconciler) TaskPage(ctx context.Context, orphanedOnly bool, limit int, cursor string) (TaskPage, error) {
 	page := TaskPage{Tasks: []TaskInfo{}, OrphanedOnly: orphanedOnly}
 	var at uint64
 	if cursor != "" {
 		var err error
 		if at, err = strconv.ParseUint(cursor, 36, 64); err != nil {
-			return page, ErrCursor
+			return page, &InputError{Parameter: "cursor", Reason: "is not the next_cursor of an earlier answer"}
 		}
 	}
 	began := r.Now()
@@ -80,7 +68,7 @@ func (r *Reconciler) TaskPage(ctx context.Context, orphanedOnly bool, limit int,
 			return page, nil
 		}
 		if page.Count >= limit || scanned >= pageScan || r.Now().Sub(began) > pageTime {
-			page.Next = strconv.FormatUint(at, 36)
+			page.NextCursor = strconv.FormatUint(at, 36)
 			return page, nil
 		}
 	}

@@ -121,6 +121,8 @@ type FullReport struct {
 	// Errors are what went wrong in a part, by its name; the others are done.
 	Errors map[string]string `json:"errors,omitempty"`
 	DryRun bool              `json:"dry_run"`
+
+	failure error // all that is in Errors
 }
 
 // OrphanReport is the outcome of a cleanup of orphaned tasks.

@@ -34,7 +34,10 @@ type OrphanCount struct {
 	HeldBy  HeldBy
 }
 
-// The stages of a pass.
+// StageDone is the last stage of a pass.
+const StageDone = "done"
+
+// The other stages.
 const (
 	stageScan    = "scanning"
 	stageSweep   = "reading messages"
@@ -42,7 +45,6 @@ const (
 	stageWait    = "waiting for replication"
 	stageJudge   = "judging"
 	stageSubmit  = "submitting"
-	stageDone    = "done"
 	stageFailed  = "failed"
 )
 
@@ -120,7 +122,7 @@ func (r *Reconciler) resync(ctx context.Context, term Term, o passOptions) (more
 	r.update(func(p *Pass) { *p = Pass{Reason: o.reason, Started: r.Now(), Stage: stageScan} })
 	more, err = r.compareAll(ctx, term, o)
 	r.update(func(p *Pass) {
-		p.Ended, p.Stage = r.Now(), stageDone
+		p.Ended, p.Stage = r.Now(), StageDone
 		if err != nil {
 			p.Stage, p.Error = stageFailed, err.Error()
 		}

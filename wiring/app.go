@@ -74,6 +74,7 @@ func options(ctx context.Context, c *Config, log *slog.Logger, version Version, 
 			NewController,
 			NewOperator,
 			NewSchedule,
+			NewServices,
 			NewServer,
 		),
 		// Telemetry first: instruments are made from the global providers.

@@ -1,14 +1,10 @@
 package wiring
 
 import (
-	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
-	"net/http"
 	"os"
 	"strings"
 	"time"
@@ -18,7 +14,6 @@ import (
 
 	"github.com/orphanwatch/orphanwatch/reconciler"
 	"github.com/orphanwatch/orphanwatch/reconciler/celery"
-	"github.com/orphanwatch/orphanwatch/reconciler/httpapi"
 	"github.com/orphanwatch/orphanwatch/reconciler/postgres"
 	"github.com/orphanwatch/orphanwatch/watcher"
 	"github.com/orphanwatch/orphanwatch/watcher/keyspace"
@@ -194,47 +189,4 @@ func NewController(c *Config, repl *replication.Source, client *redis.Client, st
 		QueueLimit: queueLimit, Workers: workers, ResyncInterval: c.Policy.ResyncInterval, Grace: c.Policy.Grace,
 		ObserveFirst: !c.Policy.CleanupOnStartup, DrainTimeout: drainTimeout,
 	})
-}
-
-// Server is the HTTP listener; it listens from the moment that it is made, so
-// that an address in use is an error at start.
-type Server struct {
-	http     *http.Server
-	listener net.Listener
-}
-
-// NewServer listens on http.addr.
-func NewServer(c *Config, controller *watcher.Controller, telemetry *Telemetry, log *slog.Logger) (*Server, error) {
-	handler := httpapi.New(httpapi.Options{Ready: controller.Ready, Metrics: telemetry.Handler()})
-	listener, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", c.HTTP.Addr)
-	if err != nil {
-		return nil, reconciler.Hint(fmt.Errorf("listen on http.addr: %w", err), "set ORPHANWATCH_HTTP_ADDR=127.0.0.1:PORT to a free port")
-	}
-	return &Server{listener: listener, http: &http.Server{
-		Handler: handler, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
-		WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
-		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
-	}}, nil
-}
-
-// Addr is where it listens.
-func (s *Server) Addr() string { return s.listener.Addr().String() }
-
-// Run serves until ctx ends.
-func (s *Server) Run(ctx context.Context) error {
-	stopped := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		defer close(stopped)
-		bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
-		defer cancel()
-		_ = s.http.Shutdown(bounded) // what has not ended by then is cut off
-	})
-	err := s.http.Serve(s.listener)
-	if !stop() {
-		<-stopped
-	}
-	if errors.Is(err, http.ErrServerClosed) {
-		return nil
-	}
-	return fmt.Errorf("serve HTTP on %s: %w", s.Addr(), err)
 }

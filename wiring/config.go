@@ -136,15 +136,27 @@ type PolicyConfig struct {
 
 // HTTPConfig is the HTTP listener.
 type HTTPConfig struct {
-	// Addr is host:port. Beyond loopback it needs Insecure.
+	// Addr is host:port. Beyond loopback it needs TLSCert and TLSKey, or Insecure.
 	Addr string `yaml:"addr"`
 	// TokensFile holds the digests of the API's tokens; empty means that only
 	// reads work, and only on loopback.
 	TokensFile string `yaml:"tokens_file"`
 	// Insecure allows plain HTTP beyond loopback.
 	Insecure bool `yaml:"insecure"`
-	// AuditFile is the append-only log of mutations; empty means none.
+	// AuditFile is the append-only log of mutations; empty means lines of the daemon's log.
 	AuditFile string `yaml:"audit_file"`
+	// TLSCert and TLSKey are PEM files of the certificate with its chain, and of its
+	// key; read again when they change. Empty means plain HTTP.
+	TLSCert string `yaml:"tls_cert"`
+	TLSKey  string `yaml:"tls_key"`
+	// JWTSecret verifies the application's own JWTs (HS256), at least 32 bytes; empty
+	// means that none are accepted.
+	JWTSecret Secret `yaml:"jwt_secret"`
+	// JWTIssuer and JWTAudience must be the JWT's iss and aud; empty means any.
+	JWTIssuer   string `yaml:"jwt_issuer"`
+	JWTAudience string `yaml:"jwt_audience"`
+	// JWTScopes are those of a JWT without a scope claim.
+	JWTScopes []string `yaml:"jwt_scopes"`
 }
 
 // LogConfig is how the daemon logs.
@@ -186,7 +198,7 @@ func Default() *Config {
 			MinSample:           50,
 			Chords:              "keep",
 		},
-		HTTP: HTTPConfig{Addr: "127.0.0.1:8000"},
+		HTTP: HTTPConfig{Addr: "127.0.0.1:8000", JWTScopes: []string{"read"}},
 		Log:  LogConfig{Level: "info", Format: "auto"},
 	}
 }

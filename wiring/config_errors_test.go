@@ -63,7 +63,7 @@ func TestLoadErrors(t *testing.T) {
 		{"exchange", `celery: {control_exchange: ""}`, nil, "c.yaml:celery.control_exchange: is empty; write celery, or Celery's setting control_exchange as it is"},
 		{"address", "http: {addr: 8000}", nil, "c.yaml:http.addr: must be text, found a number; put it in quotes if it is meant as text"},
 		{"address without port", "http: {addr: localhost}", nil, `c.yaml:http.addr: "localhost" is not host:port; write 127.0.0.1:8000`},
-		{"address beyond loopback", `http: {addr: ":8000"}`, nil, `c.yaml:http.addr: ":8000" is reachable from other machines, without TLS; listen on 127.0.0.1, or set http.insecure: true (ORPHANWATCH_HTTP_INSECURE=true) where the network is trusted`},
+		{"address beyond loopback", `http: {addr: ":8000"}`, nil, `c.yaml:http.addr: ":8000" is reachable from other machines, without TLS; listen on 127.0.0.1, or set http.tls_cert and http.tls_key, or set http.insecure: true (ORPHANWATCH_HTTP_INSECURE=true) where the network is trusted`},
 
 		{"binding without table", "tasks: [{key: id}]", nil, "tasks[0].table: is not set; write schema.table, such as public.scan_tasks"},
 		{"table", "", []string{"ORPHANWATCH_TABLE=a.b.c"}, `ORPHANWATCH_TABLE: "a.b.c" is not a table's name; write schema.table as the catalog has it, without quotes`},

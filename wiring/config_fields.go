@@ -155,7 +155,7 @@ func (f field) setValue(target reflect.Value, raw any) *fault {
 		target.SetInt(int64(size))
 	case Secret:
 		if !isText {
-			return wrongKind(raw, "a URL", "write a URL")
+			return wrongKind(raw, "text", "write text, in quotes if need be")
 		}
 		target.Set(reflect.ValueOf(NewSecret(text)))
 	case bool:

@@ -73,6 +73,14 @@ func anyConfig(t *rapid.T) *Config {
 	c.HTTP = HTTPConfig{
 		Addr:       rapid.SampledFrom([]string{"127.0.0.1:0", "[::1]:8000", "localhost:65535"}).Draw(t, "addr"),
 		TokensFile: text.Draw(t, "tokens"), Insecure: rapid.Bool().Draw(t, "insecure"), AuditFile: text.Draw(t, "audit"),
+		JWTScopes: rapid.SampledFrom([][]string{{"read"}, {"read", "cleanup"}, {"admin"}}).Draw(t, "scopes"),
+	}
+	if rapid.Bool().Draw(t, "jwt") {
+		c.HTTP.JWTSecret = NewPassphrase(rapid.StringN(32, -1, -1).Draw(t, "jwt secret"))
+		c.HTTP.JWTIssuer, c.HTTP.JWTAudience = text.Draw(t, "issuer"), text.Draw(t, "audience")
+	}
+	if rapid.Bool().Draw(t, "tls") {
+		c.HTTP.TLSCert, c.HTTP.TLSKey, c.HTTP.Addr = "cert", "key", "0.0.0.0:1"
 	}
 	c.Log = LogConfig{"warn", "text"}
 	return c

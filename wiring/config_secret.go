@@ -11,10 +11,17 @@ import (
 // Secret is text that may hold a password, such as a connection URL. Whatever
 // prints, logs or marshals it shows it redacted: postgres://user:***@host/db.
 // Only Reveal gives the text.
-type Secret struct{ text string }
+type Secret struct {
+	text string
+	// whole: it is no URL, and all of it is secret.
+	whole bool
+}
 
 // NewSecret wraps text.
 func NewSecret(text string) Secret { return Secret{text: text} }
+
+// NewPassphrase wraps text of which nothing may be seen.
+func NewPassphrase(text string) Secret { return Secret{text: text, whole: true} }
 
 // Reveal is the text itself, for the client that connects with it.
 func (s Secret) Reveal() string { return s.text }
@@ -23,7 +30,12 @@ func (s Secret) Reveal() string { return s.text }
 func (s Secret) IsZero() bool { return s.text == "" }
 
 // String is the redacted text.
-func (s Secret) String() string { return redact(s.text) }
+func (s Secret) String() string {
+	if s.whole && s.text != "" {
+		return mask
+	}
+	return redact(s.text)
+}
 
 // Format prints the redacted text under every verb.
 func (s Secret) Format(f fmt.State, verb rune) {

@@ -12,6 +12,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+const jwtSecret = "jwt-s3cret-0123456789-0123456789-0"
+
 const database = "DATABASE_URL=postgres://app:pw@db/app"
 
 // files plays the file system of a Load.
@@ -55,8 +57,12 @@ func full() *Config {
 			MaxAgeHours: 48, Quarantine: 30 * time.Minute, Remember: 48 * time.Hour,
 			MaxAbsentRatio: 0.25, MinSample: 10, Chords: "remove",
 		},
-		HTTP: HTTPConfig{"0.0.0.0:9000", "/etc/tokens", true, "/var/log/audit"},
-		Log:  LogConfig{"debug", "json"},
+		HTTP: HTTPConfig{
+			"0.0.0.0:9000", "/etc/tokens", true, "/var/log/audit", "/etc/tls.crt", "/etc/tls.key",
+			NewPassphrase(jwtSecret), "app", "orphanwatch",
+			[]string{"read", "cleanup"},
+		},
+		Log: LogConfig{"debug", "json"},
 	}
 }
 
@@ -78,7 +84,9 @@ var fullEnviron = []string{
 	"ORPHANWATCH_POLICY_QUARANTINE=30m", "ORPHANWATCH_POLICY_REMEMBER=48h", "ORPHANWATCH_POLICY_INFLIGHT_LIMIT=0",
 	"ORPHANWATCH_POLICY_MAX_ABSENT_RATIO=0.25", "ORPHANWATCH_POLICY_MIN_SAMPLE=10", "ORPHANWATCH_POLICY_CHORDS=remove",
 	"ORPHANWATCH_HTTP_ADDR=0.0.0.0:9000", "ORPHANWATCH_HTTP_TOKENS_FILE=/etc/tokens", "ORPHANWATCH_HTTP_INSECURE=true",
-	"ORPHANWATCH_HTTP_AUDIT_FILE=/var/log/audit",
+	"ORPHANWATCH_HTTP_AUDIT_FILE=/var/log/audit", "ORPHANWATCH_HTTP_TLS_CERT=/etc/tls.crt", "ORPHANWATCH_HTTP_TLS_KEY=/etc/tls.key",
+	"ORPHANWATCH_HTTP_JWT_SECRET=" + jwtSecret, "ORPHANWATCH_HTTP_JWT_ISSUER=app", "ORPHANWATCH_HTTP_JWT_AUDIENCE=orphanwatch",
+	"ORPHANWATCH_HTTP_JWT_SCOPES=read,cleanup",
 	"ORPHANWATCH_LOG_LEVEL=debug", "ORPHANWATCH_LOG_FORMAT=json",
 }
 
@@ -213,8 +221,11 @@ func TestSecretShowsItselfNowhere(t *testing.T) {
 	require.Contains(t, string(shown), "url: postgres://app:***@db:5432/app?sslmode=require\n")
 	require.Contains(t, string(shown), "grace: 2s\n")
 	require.Contains(t, string(shown), "max_wal: 512MB\n")
+	require.Contains(t, string(shown), "jwt_secret: '***'\n")
+	_, err = loadText(string(shown), "ORPHANWATCH_HTTP_JWT_SECRET="+jwtSecret)
+	require.NoError(t, err, "what is shown is a valid file, but for what cannot be shown")
 	_, err = loadText(string(shown))
-	require.NoError(t, err, "what is shown is a valid file")
+	require.ErrorContains(t, err, "http.jwt_secret: is hidden")
 }
 
 func TestRedact(t *testing.T) {

@@ -2,7 +2,6 @@ package wiring
 
 import (
 	"fmt"
-	"net"
 	"regexp"
 	"strconv"
 	"strings"
@@ -123,23 +122,6 @@ func (l *loader) validatePolicy() {
 	}
 	if p.MaxAgeHours < 1 || p.MaxAgeHours > 168 {
 		l.refuse("policy.max_age_hours", strconv.Itoa(p.MaxAgeHours)+" is out of range", "write 1 to 168 (a week)")
-	}
-}
-
-func (l *loader) validateHTTP() {
-	h := l.config.HTTP
-	host, port, err := net.SplitHostPort(h.Addr)
-	if err == nil {
-		_, err = strconv.ParseUint(port, 10, 16)
-	}
-	if err != nil {
-		l.refuse("http.addr", quote(h.Addr)+" is not host:port", "write 127.0.0.1:8000")
-		return
-	}
-	ip := net.ParseIP(host)
-	if loopback := host == "localhost" || (ip != nil && ip.IsLoopback()); !loopback && !h.Insecure {
-		l.refuse("http.addr", quote(h.Addr)+" is reachable from other machines, without TLS",
-			"listen on 127.0.0.1, or set http.insecure: true (ORPHANWATCH_HTTP_INSECURE=true) where the network is trusted")
 	}
 }
 

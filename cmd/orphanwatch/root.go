@@ -117,7 +117,7 @@ or not confirmed, 5 a dependency is unreachable, 6 doctor findings.`,
 		c.tasksCommand(), c.cleanupOrphanedCommand(), c.cleanupExpiredCommand(), c.cleanupDatabaseCommand(),
 		c.purgeQueuesCommand(), c.fullCleanupCommand(), c.checkCommand(),
 		c.pauseCommand(), c.resumeCommand(), c.restoreCommand(), c.historyCommand(),
-		c.configCommand(), c.versionCommand(),
+		c.tokenCommand(), c.configCommand(), c.versionCommand(),
 	)
 	strict(root)
 	return root

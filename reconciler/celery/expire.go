@@ -39,7 +39,8 @@ func (s *Store) RemoveExpired(ctx context.Context, epoch uint64, e reconciler.Ex
 	x.report.DryRun = e.DryRun
 	total, err := s.CountEstimate(ctx)
 	if err == nil {
-		err = s.scanKeys(ctx, s.Keys.Patterns()[0], total, x.pace, x.tell, func(keys []string) error { return x.batch(ctx, keys) })
+		x.total = total
+		err = s.scanKeys(ctx, s.Keys.Patterns()[0], x.pace, x.tell, func(keys []string) error { return x.batch(ctx, keys) })
 	}
 	if err != nil && ctx.Err() != nil {
 		err = ctx.Err()
@@ -54,6 +55,8 @@ type expiry struct {
 	epoch  uint64
 	pace   *pacer
 	report reconciler.ExpiredReport
+	// gone over so many of total keys.
+	gone, total int64
 }
 
 // aged is a result, as it was read.
@@ -64,9 +67,10 @@ type aged struct {
 	date string
 }
 
-func (x *expiry) tell(scanned, total int64) {
+func (x *expiry) tell() {
+	x.gone = min(x.gone+scanCount, x.total)
 	if x.Progress != nil {
-		x.Progress(reconciler.Progress{Stage: expireStage, Done: scanned, Total: total})
+		x.Progress(reconciler.Progress{Stage: expireStage, Done: x.gone, Total: x.total})
 	}
 }
 

@@ -42,7 +42,6 @@ func (s *Store) Scan(ctx context.Context, yield func([]reconciler.Look) error) e
 	return nil
 }
 
-<<<<<<< HEAD
 // Scanned is how many keys the newest Scan has gone over, of how many; all of them
 // count once for each pattern.
 func (s *Store) Scanned() (done, total int64) {
@@ -51,12 +50,8 @@ func (s *Store) Scanned() (done, total int64) {
 }
 
 func (s *Store) scan(ctx context.Context, pattern string, yield func([]reconciler.Look) error) error {
-	var cursor uint64
 	pace := newPacer(s.options.ScanShare, paceBurst)
-=======
-func (s *Store) scan(ctx context.Context, pattern string, total int64, yield func([]reconciler.Look) error) error {
-	pace := newPacer(s.options.ScanShare, paceBurst)
-	return s.scanKeys(ctx, pattern, total, pace, s.options.ScanProgress, func(keys []string) error {
+	return s.scanKeys(ctx, pattern, pace, func() { s.scanned.Add(scanCount) }, func(keys []string) error {
 		looks := make([]reconciler.Look, 0, len(keys))
 		for _, key := range keys {
 			looks = s.Keys.AppendLooks(looks, key)
@@ -68,12 +63,10 @@ func (s *Store) scan(ctx context.Context, pattern string, total int64, yield fun
 	})
 }
 
-// scanKeys yields the keys of a pattern, in batches, and tells after each how many of
-// the total have been gone over.
-func (s *Store) scanKeys(ctx context.Context, pattern string, total int64, pace *pacer, tell func(scanned, total int64), yield func(keys []string) error) error {
+// scanKeys yields the keys of a pattern, in batches, and calls after each time that it
+// has gone over scanCount of all keys.
+func (s *Store) scanKeys(ctx context.Context, pattern string, pace *pacer, after func(), yield func(keys []string) error) error {
 	var cursor uint64
-	var scanned int64
->>>>>>> op-expired
 	for {
 		began := time.Now()
 		keys, next, err := s.client.Scan(ctx, cursor, pattern, scanCount).Result()
@@ -86,17 +79,7 @@ func (s *Store) scanKeys(ctx context.Context, pattern string, total int64, pace 
 				return err
 			}
 		}
-<<<<<<< HEAD
-		s.scanned.Add(scanCount)
-=======
-		scanned = min(scanned+scanCount, total)
-		if next == 0 {
-			scanned = total
-		}
-		if tell != nil {
-			tell(scanned, total)
-		}
->>>>>>> op-expired
+		after()
 		if cursor = next; cursor == 0 {
 			return nil
 		}

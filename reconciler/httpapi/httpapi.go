@@ -1,10 +1,12 @@
-// Package httpapi is the HTTP side of the daemon. For now it answers the probes
-// and hands out the metrics; nothing that it serves needs, or shows, a secret.
 package httpapi
 
 import (
-	"encoding/json"
+	"log/slog"
 	"net/http"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"golang.org/x/time/rate"
 )
 
 // Options are what the handler answers from.
@@ -13,36 +15,71 @@ type Options struct {
 	Ready func() (ok bool, why string)
 	// Metrics serves /metrics.
 	Metrics http.Handler
+	// Services carry out what is asked; where one is nil its routes answer 503.
+	Services Services
+	// Auth says who may call.
+	Auth Auth
+	// Audit keeps what is changed; without it nothing can be.
+	Audit Audit
+	// Log takes refusals and errors; nil means none.
+	Log *slog.Logger
+	// Version is the daemon's, for the OpenAPI document.
+	Version string
+	// Now is the time for tokens and limits; nil means time.Now.
+	Now func() time.Time
 }
 
-// answer is the body of every answer; the seed's clients expect this form.
-type answer struct {
-	Success bool   `json:"success"`
-	Data    any    `json:"data,omitempty"`
-	Message string `json:"message"`
+// A read must end within readTimeout, which is less than the server's own write
+// timeout; an order within OrderTimeout, for which the server's timeouts are put off.
+const (
+	readTimeout  = 25 * time.Second
+	OrderTimeout = 10 * time.Minute
+)
+
+// api is the handler.
+type api struct {
+	o    Options
+	mux  *http.ServeMux
+	huma huma.API
+	// routes by their pattern in mux. What is not in it is refused.
+	routes map[string]*route
+
+	orderTimeout                 time.Duration
+	fails, checks, reads, orders *limits
+}
+
+// route is what is known of a route beside its handler.
+type route struct {
+	pattern                 string
+	scope                   Scope
+	limits                  *limits
+	queryParams, pathParams []string
+	hasBody                 bool
+	// order: it changes something.
+	order bool
 }
 
 // New routes the requests. /livez depends on nothing; /readyz is 200 once the
 // sources are subscribed, or the copy stands by.
-func New(o Options) http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
-		write(w, http.StatusOK, answer{Success: true, Message: "alive"})
-	})
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		ok, why := o.Ready()
-		status := http.StatusOK
-		if !ok {
-			status = http.StatusServiceUnavailable
-		}
-		write(w, status, answer{Success: ok, Message: why})
-	})
-	mux.Handle("GET /metrics", o.Metrics)
-	return mux
-}
+func New(o Options) http.Handler { return newAPI(o) }
 
-func write(w http.ResponseWriter, status int, a answer) {
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(a) // the client is gone: nobody to tell
+func newAPI(o Options) *api {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	a := &api{
+		o: o, mux: http.NewServeMux(), routes: map[string]*route{}, orderTimeout: OrderTimeout,
+		fails:  newLimits(rate.Every(failEvery), failBurst),
+		checks: newLimits(checksPerSecond, checksBurst), reads: newLimits(readsPerSecond, readsBurst),
+		orders: newLimits(ordersPerSecond, ordersBurst),
+	}
+	a.huma = newHuma(a, o.Version)
+	a.addReads()
+	a.addCleanups()
+	a.addOrders()
+	a.addProbes()
+	return a
 }
