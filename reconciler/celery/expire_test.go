@@ -312,8 +312,8 @@ func TestExpiredAndDeleted(t *testing.T) {
 	l.expire()
 	_, err = l.Bury(t.Context(), l.epoch, []reconciler.Burial{{Task: other, Record: reconciler.Record{Evidence: reconciler.Deleted, Trigger: reconciler.ByDelete, LSN: "0/1"}}})
 	l.ok(err)
-	if !l.look(other).Deleted {
-		t.Error("a record of an old result stands before that of a deletion")
+	if history, _ = l.History(t.Context(), id2); !l.look(other).Deleted || history[0].Trigger != reconciler.ByDelete || history[0].LSN != "0/1" {
+		t.Errorf("%+v: a record of an old result stands before that of a deletion", history)
 	}
 }
 
