@@ -79,7 +79,7 @@ func (r FullReport) Counts() map[string]int64 {
 // Failed is what went wrong in a part of it, nil for nothing.
 func (r FullReport) Failed() error {
 	if r.failure == nil {
-		return nil
+		return partsFailed(r.Errors)
 	}
 	return fmt.Errorf("done in part: %w", r.failure)
 }

@@ -12,18 +12,20 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/orphanwatch/orphanwatch/reconciler"
+	"github.com/orphanwatch/orphanwatch/wiring"
 )
 
 // cleanup is what the commands that remove something share.
 type cleanup struct {
 	*cli
+	action             string
 	dryRun, yes, force bool
 }
 
 // cleanupFlags adds --dry-run and --yes to a command, and --force where the guard
 // watches over it.
 func (c *cli) cleanupFlags(cmd *cobra.Command, guarded bool) *cleanup {
-	u := &cleanup{cli: c}
+	u := &cleanup{cli: c, action: cmd.Name()}
 	cmd.Flags().BoolVar(&u.dryRun, "dry-run", false, "change nothing, only tell what would be done")
 	cmd.Flags().BoolVarP(&u.yes, "yes", "y", false, "do not ask")
 	if guarded {
@@ -34,6 +36,8 @@ func (c *cli) cleanupFlags(cmd *cobra.Command, guarded bool) *cleanup {
 
 // asking is a cleanup that is previewed before it is confirmed.
 type asking[R any] struct {
+	// filter is what it is limited to, for the audit log.
+	filter map[string]any
 	do func(context.Context, reconciler.Cleanup) (R, error)
 	// show prints a report; count is how much there is to do by a preview.
 	show  func(R) error
@@ -69,9 +73,20 @@ func perform[R any](ctx context.Context, u *cleanup, a asking[R]) error {
 
 // once does it, or looks, and shows what came of it: after an error, what was done.
 func once[R any](ctx context.Context, u *cleanup, a asking[R], dryRun bool) (R, error) {
-	m := u.meter()
-	report, err := a.do(ctx, reconciler.Cleanup{Trigger: reconciler.ByCLI, DryRun: dryRun, Force: u.force, Progress: m.tell})
-	m.done()
+	var report R
+	do := func() (any, error) {
+		m := u.meter()
+		defer m.done()
+		var err error
+		report, err = a.do(ctx, reconciler.Cleanup{Trigger: reconciler.ByCLI, DryRun: dryRun, Force: u.force, Progress: m.tell})
+		return report, err
+	}
+	var err error
+	if dryRun {
+		_, err = do()
+	} else {
+		err = u.audited(ctx, wiring.AuditEntry{Action: u.action, Filter: a.filter, Force: u.force}, do)
+	}
 	if err == nil || a.count(report) > 0 {
 		err = errors.Join(a.show(report), ended(err))
 	} else {

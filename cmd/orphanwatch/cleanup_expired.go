@@ -38,6 +38,7 @@ asks; elsewhere it needs --yes.`,
 			do: func(ctx context.Context, how reconciler.Cleanup) (reconciler.ExpiredReport, error) {
 				return o.CleanupExpired(ctx, hours, how)
 			},
+			filter:   map[string]any{"hours": hours},
 			show:     c.printExpired,
 			count:    func(r reconciler.ExpiredReport) int64 { return r.Cleaned + r.TTLSet },
 			question: "remove them?",
@@ -57,6 +58,9 @@ func (c *cli) printExpired(r reconciler.ExpiredReport) error {
 	c.progress("%d of %d results %s: older than %d h", r.Cleaned, r.Scanned, verb, r.MaxAgeHours)
 	if r.Undated > 0 {
 		c.progress("%d have no date that can be read; %d of these had no time to live and %s", r.Undated, r.TTLSet, given)
+	}
+	if r.Held > 0 {
+		c.progress("%d were restored by an operator, and left", r.Held)
 	}
 	if r.Changed > 0 {
 		c.progress("%d were written again meanwhile, and left", r.Changed)

@@ -90,7 +90,8 @@ once and over restarts.`,
 			case dryRun:
 				c.progress("removals would be paused, by %s", by)
 			default:
-				if err := stores.Pause(ctx, by); err != nil {
+				err := c.audited(ctx, wiring.AuditEntry{Action: "pause"}, func() (any, error) { return nil, stores.Pause(ctx, by) })
+				if err != nil {
 					return err
 				}
 				c.progress("removals are paused, by %s; to go on: orphanwatch resume", by)
@@ -160,11 +161,13 @@ func (c *cli) resume(ctx context.Context, stores *wiring.Stores, accept, dryRun 
 		c.progress("nothing was changed (--dry-run)")
 		return c.printOrder(report)
 	}
-	if report.Accepted {
-		err = stores.Accept(ctx, was.Paused)
-	} else {
-		err = stores.Resume(ctx)
-	}
+	entry := wiring.AuditEntry{Action: "resume", Filter: map[string]any{"accept_absent": report.Accepted}}
+	err = c.audited(ctx, entry, func() (any, error) {
+		if report.Accepted {
+			return nil, stores.Accept(ctx, was.Paused)
+		}
+		return nil, stores.Resume(ctx)
+	})
 	if err != nil {
 		return err
 	}

@@ -45,7 +45,8 @@ it finishes all the same. Bindings are not touched.`,
 			do: func(ctx context.Context, how reconciler.Cleanup) (reconciler.QueuesReport, error) {
 				return o.PurgeQueues(ctx, queues, unacked, how)
 			},
-			show: c.printQueues,
+			filter: map[string]any{"queues": queues, "include_unacked": unacked},
+			show:   c.printQueues,
 			count: func(r reconciler.QueuesReport) (n int64) {
 				for _, q := range r.Queues {
 					n += q.Messages

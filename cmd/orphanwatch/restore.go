@@ -53,14 +53,22 @@ Exit code 1 if nothing is remembered of a given id.`,
 				return err
 			}
 			defer stores.Close()
-			r := restore{cli: c, stores: stores, hold: hold, dryRun: dryRun}
-			switch {
-			case len(ids) > 0:
-				return r.ids(cmd.Context(), ids)
-			case queue != "":
-				return r.queue(cmd.Context(), queue, since)
+			r := &restore{cli: c, stores: stores, hold: hold, dryRun: dryRun}
+			do := func() (any, error) {
+				switch {
+				case len(ids) > 0:
+					return r, r.ids(cmd.Context(), ids)
+				case queue != "":
+					return r, r.queue(cmd.Context(), queue, since)
+				}
+				return r, r.since(cmd.Context(), since)
 			}
-			return r.since(cmd.Context(), since)
+			if dryRun {
+				_, err = do()
+				return err
+			}
+			filter := map[string]any{"task_ids": ids, "since": since.String(), "queue": queue}
+			return c.audited(cmd.Context(), wiring.AuditEntry{Action: "restore", Filter: filter}, do)
 		},
 	}
 	cmd.Flags().DurationVar(&since, "since", 0, "all that was removed within that time, such as 10m")
@@ -78,6 +86,16 @@ type restore struct {
 	dryRun bool
 	all    []wiring.Restored
 	queues []wiring.PurgedQueue
+	counts map[string]int // by status, once it is printed
+}
+
+// Counts is what the audit log keeps of it.
+func (r *restore) Counts() map[string]int64 {
+	out := make(map[string]int64, len(r.counts))
+	for status, n := range r.counts {
+		out[status] = int64(n)
+	}
+	return out
 }
 
 func (r *restore) ids(ctx context.Context, ids []string) error {
@@ -182,6 +200,7 @@ func (r *restore) print() error {
 		}
 	}
 	rows = append(rows, r.queueRows(report.Counts)...)
+	r.counts = report.Counts
 	if r.output == outputJSON {
 		if report.Queues == nil {
 			report.Queues = []wiring.PurgedQueue{}

@@ -52,6 +52,8 @@ type cli struct {
 	configPath string
 	// output is table or json.
 	output string
+	// config is what load has read.
+	config *wiring.Config
 }
 
 func execute(ctx context.Context, args []string, s streams, environ []string) int {
@@ -161,6 +163,7 @@ func (c *cli) load() (*wiring.Config, error) {
 	if err != nil {
 		return nil, usageError{err}
 	}
+	c.config = config
 	return config, nil
 }
 

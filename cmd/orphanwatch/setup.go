@@ -57,7 +57,10 @@ teardown when orphanwatch is not needed any more.`,
 				c.progress("this would be run:")
 			default:
 				c.progress("a new slot waits for the transactions that are open now")
-				if err := stores.Replication.Setup(cmd.Context()); err != nil {
+				err := c.audited(cmd.Context(), wiring.AuditEntry{Action: "setup"}, func() (any, error) {
+					return nil, stores.Replication.Setup(cmd.Context())
+				})
+				if err != nil {
 					return err
 				}
 				c.progress("done:")
@@ -106,7 +109,10 @@ where it cannot ask.`,
 			if err != nil {
 				return err
 			}
-			if err := stores.Replication.Teardown(cmd.Context()); err != nil {
+			err = c.audited(cmd.Context(), wiring.AuditEntry{Action: "teardown"}, func() (any, error) {
+				return nil, stores.Replication.Teardown(cmd.Context())
+			})
+			if err != nil {
 				return err
 			}
 			c.progress("done:")

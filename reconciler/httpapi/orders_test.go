@@ -33,7 +33,7 @@ func TestWhatIsCalled(t *testing.T) {
 	}{
 		{"GET", "/api/v1/cache/celery-tasks", "", `tasks false 100 ""`},
 		{"GET", "/api/v1/cache/celery-tasks?show_orphaned_only=true&limit=1000&cursor=a%2Bb", "", `tasks true 1000 "a+b"`},
-		{"GET", "/api/v1/tasks/a%2Fb%20c?table=public.t&key=k&name=app.x", "", `check "a/b c" {"public.t" "k" "app.x"}`},
+		{"GET", "/api/v1/tasks/a%2Fb%20c?table=public.t&key=k", "", `check "a/b c" {"public.t" "k"}`},
 		{"GET", "/api/v1/tasks/history/history", "", `history "history"`},
 		{"POST", orphanedPath, "", "orphaned api dry=false force=false"},
 		{"POST", orphanedPath, " {} ", "orphaned api dry=false force=false"},
@@ -45,7 +45,8 @@ func TestWhatIsCalled(t *testing.T) {
 		{"POST", fullPath + "?dry_run=true", "", "full api dry=true force=false"},
 		{"POST", queuesPath, `{"confirm": "celery"}`, `purge ["celery"] unacked=false api dry=false force=false`},
 		{"POST", queuesPath + "?dry_run=true", `{"confirm": "all", "include_unacked": true}`, `purge [] unacked=true api dry=true force=false`},
-		{"POST", "/api/v1/cache/initialize", "", "initialize"},
+		{"POST", "/api/v1/cache/initialize", "", "initialize 20s"},
+		{"POST", "/api/v1/cache/initialize?wait=1.5s", "", "initialize 1.5s"},
 		{"POST", "/api/v1/tasks/a/restore", "", `restore "a" 1h0m0s dry=false`},
 		{"POST", "/api/v1/tasks/a/restore?hold=0s&dry_run=true", "", `restore "a" 0s dry=true`},
 	} {

@@ -108,7 +108,7 @@ func (s *services) Resume(ctx context.Context, accept bool, by string) (any, err
 }
 
 func (s *services) Initialize(ctx context.Context, wait time.Duration) (reconciler.InitializeReport, error) {
-	return reconciler.InitializeReport{Resynced: true}, s.call(ctx, "initialize", wait)
+	return reconciler.InitializeReport{Resynced: true}, s.call(ctx, "initialize %s", wait)
 }
 
 func cleanup(c reconciler.Cleanup) string {
