@@ -136,7 +136,7 @@ func (s *Store) inTransaction(ctx context.Context, timeout time.Duration, settin
 			return err
 		})
 		b.Queue(serverSQL).QueryRow(func(row pgx.Row) error { return row.Scan(&now.identity, &now.started) })
-		for _, setting := range slices.Concat(settings, []string{"statement_timeout = "+milliseconds(timeout), "lock_timeout = "+milliseconds(batchLockTimeout)}) {
+		for _, setting := range slices.Concat(settings, []string{"statement_timeout = " + milliseconds(timeout), "lock_timeout = " + milliseconds(batchLockTimeout)}) {
 			b.Queue("SET LOCAL " + setting)
 		}
 		if err := tx.SendBatch(ctx, b).Close(); err != nil {
