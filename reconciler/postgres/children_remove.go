@@ -253,7 +253,8 @@ func (w *walk) page(ctx context.Context, tx pgx.Tx, r keyRange) (to []string, er
 // sql decides and deletes in one snapshot. Rows that a transaction has locked are left,
 // where we may lock rows ourselves; else they are waited for until the lock's timeout.
 // A row that was changed since the snapshot is judged anew by the server, and is newer
-// than the mark. TRUNCATE shows in older snapshots too, so the parent is asked again.
+// than the mark. Whether the parent has any row at all is asked each time: TRUNCATE shows
+// in older snapshots, too.
 func (w *walk) sql(r keyRange) string {
 	c := w.c
 	here := func(in string) string {
@@ -263,19 +264,13 @@ func (w *walk) sql(r keyRange) string {
 	if c.locks {
 		lock = " FOR UPDATE OF c SKIP LOCKED"
 	}
-	parents := "EXISTS (SELECT 1 FROM " + qualified(c.parent) + ")"
-	allowed := parents
-	if w.how.AllowEmpty {
-		allowed = "true"
-	}
 	return fmt.Sprintf(`WITH orphan AS MATERIALIZED (SELECT c.tableoid AS tab, c.ctid AS tid FROM %s WHERE %s AND %s AND %s),
 	free AS MATERIALIZED (SELECT c.tableoid AS tab, c.ctid AS tid FROM %s WHERE %s AND %s%s),
-	gone AS (DELETE FROM %s WHERE %s AND %s AND %s AND %s RETURNING 1)
-	SELECT (SELECT count(*) FROM orphan), (SELECT count(*) FROM gone), %s`,
+	gone AS (DELETE FROM %s WHERE %s AND %s AND %s RETURNING 1)
+	SELECT (SELECT count(*) FROM orphan), (SELECT count(*) FROM gone), EXISTS (SELECT 1 FROM %s)`,
 		from, c.within(r, 3), written, c.orphaned(true),
 		from, here("orphan"), written, lock,
-		from, here("free"), written, c.orphaned(true), allowed,
-		parents)
+		from, here("free"), written, c.orphaned(true), qualified(c.parent))
 }
 
 // within is the condition of a range, whose values are the parameters from n on.
