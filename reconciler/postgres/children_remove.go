@@ -17,14 +17,14 @@ import (
 const (
 	// batchRows is how many rows it reads at first. After one whose statement took over
 	// batchTime it reads half as many, but minBatchRows; after a quick one twice as many.
-	// Short ones are what keeps a writer's p99 low on a busy server: measured there,
-	// 20 ms more than doubled it, 8 ms added a third.
+	// Short ones keep a writer's p99 low where both compete for the same cores; see
+	// TestMillionOrphans.
 	batchRows    = 250
 	minBatchRows = 100
 	maxBatchRows = 2000
-	batchTime    = 8 * time.Millisecond
+	batchTime    = 5 * time.Millisecond
 	// batchShare is the part of the time in which one is under way.
-	batchShare = 0.4
+	batchShare = 0.33
 	// maxStuck is how many rows that cannot be removed are passed over, before their
 	// table is given up.
 	maxStuck = 50
