@@ -49,6 +49,7 @@ fmt: tools ## format as the linter wants it
 bench: deps ## latency, bulk, a million messages and rest of the whole daemon, then all benchmarks
 	$(GO) test -count=1 -v -run '^TestMeasure' -timeout 20m ./wiring -measure
 	$(GO) test -count=1 -v -run '^TestMillion$$' -timeout 10m ./reconciler/celery -million
+	$(GO) test -count=1 -v -run '^TestMillionOrphans$$' -timeout 10m ./reconciler/postgres -million
 	$(GO) test -run '^$$' -bench . -benchmem -timeout 30m ./...
 
 .PHONY: e2e

@@ -188,7 +188,16 @@ func TestChildrenWaitForParents(t *testing.T) {
 // transaction, in every way there is; others update. None of their rows is ever hit.
 func TestChildBeforeParent(t *testing.T) {
 	t.Parallel()
-	h := orphans(t, 60_000, 50_000)
+	t.Run("locking", func(t *testing.T) { childBeforeParent(t, orphans(t, 60_000, 50_000)) })
+	t.Run("without the right to lock", func(t *testing.T) {
+		h := orphans(t, 60_000, 50_000)
+		h.as(plainRole(t, h.conn, h.url, "GRANT SELECT (id) ON tasks TO %s"), tasks...)
+		exec(t, h.conn, "GRANT SELECT, DELETE ON logs TO "+roleOf(t, h.conn))
+		childBeforeParent(t, h)
+	})
+}
+
+func childBeforeParent(t *testing.T, h *household) {
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	var written, next atomic.Int64
