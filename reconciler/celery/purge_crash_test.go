@@ -97,3 +97,54 @@ func TestPurgeCrash(t *testing.T) {
 		}
 	}
 }
+
+// meddler does something just before the first script.
+type meddler struct{ do func() }
+
+func (*meddler) DialHook(next redis.DialHook) redis.DialHook          { return next }
+func (*meddler) ProcessHook(next redis.ProcessHook) redis.ProcessHook { return next }
+
+func (h *meddler) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return func(ctx context.Context, cmds []redis.Cmder) error {
+		if do := h.do; do != nil && cmds[0].Name() == "evalsha" {
+			h.do = nil
+			do()
+		}
+		return next(ctx, cmds)
+	}
+}
+
+// TestPurgeMeddled: what has changed since it was read is left as it is.
+func TestPurgeMeddled(t *testing.T) {
+	t.Parallel()
+	l := newBrokerLab(t)
+	ctx := t.Context()
+	meddled := func(do func()) *celery.Broker {
+		client := redis.NewClient(&redis.Options{Network: "unix", Addr: l.redis.Socket()})
+		t.Cleanup(func() { _ = client.Close() })
+		client.AddHook(&meddler{do})
+		return celery.NewBroker(celery.BrokerOptions{Client: client, Quarantine: time.Hour, Queues: []string{"celery"}})
+	}
+	// The worker gives one back, and fetches it again; another is acknowledged.
+	l.run("hset unacked t1 &a t2 &b t3 &c", "zadd unacked_index 1 t1 1 t2 1 t3")
+	reports, err := meddled(func() {
+		l.ok(l.client.HSet(ctx, "unacked", "t1", held(redeliver("a"), "", "celery")).Err())
+		l.run("hdel unacked t2", "zrem unacked_index t2")
+	}).DrainQueues(ctx, reconciler.QueueDrain{IncludeUnacked: true, Epoch: l.epoch})
+	l.ok(err)
+	l.wantQueues(reports, "celery: 0 waiting, 1 unacked, 1 cleaned")
+	if left := l.client.HKeys(ctx, "unacked").Val(); !slices.Equal(left, []string{"t1"}) || l.client.ZCard(ctx, "unacked_index").Val() != 1 {
+		t.Errorf("left are %v", left)
+	}
+	l.restoreQueue("celery")
+	l.run("del celery")
+
+	// Another restore is faster.
+	l.push("celery", "@d", "{no message", "@e")
+	l.drain(false)
+	_, err = meddled(func() { l.restoreQueue("celery") }).RestorePurged(ctx, "celery", 0, nil)
+	l.ok(err)
+	if got := l.client.LRange(ctx, "celery", 0, -1).Val(); !slices.Equal(got, []string{envelopeOf("d"), envelopeOf("e")}) {
+		t.Errorf("%q", got)
+	}
+}
