@@ -345,7 +345,7 @@ func BenchmarkCheckOverTCP(b *testing.B) {
 				began := time.Now()
 				_, err := io.WriteString(conn, "GET /api/v1/tasks/5f0c6b0e-8f0a-4c39-9d2b-7b6f3a1c2d4e HTTP/1.1\r\nHost: localhost\r\n\r\n")
 				resp, err2 := http.ReadResponse(answers, nil)
-				if err = errors.Join(err, err2); err != nil || resp.StatusCode != 200 {
+				if err = errors.Join(err, err2); err != nil || resp.StatusCode != http.StatusOK {
 					b.Error(err, resp)
 					return
 				}
