@@ -107,6 +107,19 @@ func TestAuthorizationHeader(t *testing.T) {
 	w.send(http.MethodGet, statusPath+"?token="+token, "", "").want(t, 401)
 }
 
+// Who knows an id, which is no secret, and can compute a checksum, is not in.
+func TestForgedToken(t *testing.T) {
+	w := newWorld(t)
+	parts := strings.Split(w.tokens["admin"], "_")
+	forged := "owt_" + parts[1] + "_" + strings.Repeat("a", len(parts[2]))
+	forged += "_" + checksum(forged)
+	_, ok := tokenID(forged)
+	require.True(t, ok)
+	w.send(http.MethodGet, statusPath, forged, "").want(t, 401, "not known")
+	w.send(http.MethodPost, pausePath, forged, "").want(t, 401, "not known")
+	require.Empty(t, w.services.took())
+}
+
 func TestTokensFileIsReadAgain(t *testing.T) {
 	w := newWorld(t)
 	status := func(token string) int { return w.send(http.MethodGet, statusPath, token, "").code }
@@ -262,6 +275,9 @@ func TestFailuresAreLimited(t *testing.T) {
 	}
 	ask("[2001:db8::2]:1", "x").want(t, 429)
 	ask("[2001:db8:0:1::2]:1", "x").want(t, 401)
+	// An IPv4 address is one host, however it is written.
+	ask("[::ffff:192.0.2.7]:1", "x").want(t, 429)
+	ask("[::ffff:192.0.2.9]:1", "x").want(t, 401)
 }
 
 func TestCallsAreLimited(t *testing.T) {

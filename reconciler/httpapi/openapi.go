@@ -41,7 +41,7 @@ func handle[I, O any](a *api, scope Scope, op huma.Operation, h func(context.Con
 	}
 	if rt.order {
 		rt.limits = a.orders
-		op.Errors = append(op.Errors, 408, 409, 413)
+		op.Errors = append(op.Errors, 408, 409, 413, 415)
 	}
 	op.OperationID = strings.Trim(strings.NewReplacer("/api/v1/", "", "/", "-", "{id}", "task").Replace(op.Path), "-")
 	a.routes[rt.pattern] = rt

@@ -9,7 +9,9 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -194,11 +196,15 @@ func TestPanicIsAnAnswer(t *testing.T) {
 	w.o.Services.Reader = panics{w.services}
 	w.send("GET", statusPath, "read", "").want(t, 500, "internal error")
 	require.Contains(t, w.log.String(), "out of luck")
+	w.o.Services.Orders = panics{w.services}
+	w.send("POST", pausePath, "admin", "").want(t, 500, "internal error")
+	require.Equal(t, "end pause panic", w.audit.lines[1])
 }
 
 type panics struct{ *services }
 
-func (panics) Status(context.Context) (any, error) { panic("out of luck") }
+func (panics) Status(context.Context) (any, error)        { panic("out of luck") }
+func (panics) Pause(context.Context, string) (any, error) { panic("out of luck") }
 
 // listen serves the world as the daemon does, with short timeouts.
 func (w *world) listen(t *testing.T) *httptest.Server {
@@ -315,6 +321,45 @@ func BenchmarkCheck(b *testing.B) {
 			b.Fatal(got.text)
 		}
 	}
+}
+
+// Over TCP, with 8 clients on connections of their own; ends with the slowest of a hundred.
+func BenchmarkCheckOverTCP(b *testing.B) {
+	a := newAPI(Options{Metrics: http.NotFoundHandler(), Services: Services{Reader: quick{}}, Auth: Auth{Loopback: true}})
+	a.routes["GET /api/v1/tasks/{id}"].limits = newLimits(1e9, 1e9)
+	s := httptest.NewServer(a)
+	defer s.Close()
+	const clients = 8
+	var wg sync.WaitGroup
+	took := make([][]time.Duration, clients)
+	b.ResetTimer()
+	for i := range clients {
+		wg.Go(func() {
+			conn, err := (&net.Dialer{}).DialContext(b.Context(), "tcp", s.Listener.Addr().String())
+			if err != nil {
+				b.Error(err)
+				return
+			}
+			defer conn.Close()
+			answers := bufio.NewReader(conn)
+			for range b.N/clients + 1 {
+				began := time.Now()
+				_, err := io.WriteString(conn, "GET /api/v1/tasks/5f0c6b0e-8f0a-4c39-9d2b-7b6f3a1c2d4e HTTP/1.1\r\nHost: localhost\r\n\r\n")
+				resp, err2 := http.ReadResponse(answers, nil)
+				if err = errors.Join(err, err2); err != nil || resp.StatusCode != http.StatusOK {
+					b.Error(err, resp)
+					return
+				}
+				_, _ = io.Copy(io.Discard, resp.Body)
+				took[i] = append(took[i], time.Since(began))
+			}
+		})
+	}
+	wg.Wait()
+	b.StopTimer()
+	all := slices.Sorted(slices.Values(slices.Concat(took...)))
+	b.ReportMetric(float64(len(all))/b.Elapsed().Seconds(), "checks/s")
+	b.ReportMetric(float64(all[len(all)*99/100].Microseconds())/1000, "p99-ms")
 }
 
 type quick struct{ Reader }

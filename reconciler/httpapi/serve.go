@@ -103,10 +103,8 @@ func (a *api) HandleFunc(pattern string, h func(http.ResponseWriter, *http.Reque
 		limit, ctx := readTimeout, r.Context()
 		if rt.order {
 			limit = a.orderTimeout
-			// The server's timeouts are for reads. The request has been read whole.
-			control := http.NewResponseController(w)
-			_ = control.SetReadDeadline(time.Time{}) // where there are none to put off, all the better
-			_ = control.SetWriteDeadline(time.Now().Add(limit + readTimeout))
+			// The server's timeout is for reads; where there is none, all the better.
+			_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(limit + readTimeout))
 			ctx = otel.GetTextMapPropagator().Extract(ctx, propagation.HeaderCarrier(r.Header))
 			var span trace.Span
 			ctx, span = otel.Tracer(scopeName).Start(ctx, pattern, trace.WithSpanKind(trace.SpanKindServer))
