@@ -3,25 +3,27 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/orphanwatch/orphanwatch/wiring"
 )
 
-// audited does what changes something between its two lines of the audit log; where
-// the first cannot be written, it is not done. counts tells what was done.
+// audited is written, with the audit log of the configuration.
 func (c *cli) audited(ctx context.Context, e wiring.AuditEntry, do func() (counts any, err error)) error {
 	audit, err := wiring.OpenAudit(c.config, nil)
 	if err != nil {
-		return err
+		return fmt.Errorf("nothing was done: %w", err)
 	}
+	return written(ctx, audit, e, do)
+}
+
+// written carries out an order of the command line, with the audit log before and after.
+func written(ctx context.Context, audit *wiring.Audit, e wiring.AuditEntry, do func() (any, error)) error {
 	e.Who, e.From = operator(), "cli"
 	done, err := audit.Begin(ctx, e)
 	if err != nil {
-		return err
+		return fmt.Errorf("nothing was done: %w", err)
 	}
 	counts, err := do()
-	if unwritten := done(counts, err); unwritten != nil {
-		return errors.Join(err, unwritten)
-	}
-	return err
+	return errors.Join(err, done(counts, err))
 }

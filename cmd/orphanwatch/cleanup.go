@@ -38,7 +38,7 @@ func (c *cli) cleanupFlags(cmd *cobra.Command, guarded bool) *cleanup {
 type asking[R any] struct {
 	// filter is what it is limited to, for the audit log.
 	filter map[string]any
-	do func(context.Context, reconciler.Cleanup) (R, error)
+	do     func(context.Context, reconciler.Cleanup) (R, error)
 	// show prints a report; count is how much there is to do by a preview.
 	show  func(R) error
 	count func(R) int64

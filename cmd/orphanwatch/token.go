@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"strconv"
@@ -175,17 +174,6 @@ a second later on. Where several tokens have the name, the id is needed.`,
 			return nil
 		},
 	}
-}
-
-// written carries out an order of the command line, with the audit log before and after.
-func written(ctx context.Context, audit *wiring.Audit, e wiring.AuditEntry, do func() (any, error)) error {
-	e.Who, e.From = operator(), "cli"
-	done, err := audit.Begin(ctx, e)
-	if err != nil {
-		return fmt.Errorf("nothing was done: %w", err)
-	}
-	counts, err := do()
-	return errors.Join(err, done(counts, err))
 }
 
 // usageErrorOf makes wrong names and scopes errors of usage; others are of the file.
