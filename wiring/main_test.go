@@ -22,6 +22,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv(asDaemon) != "" {
 		os.Exit(runDaemon())
 	}
+	if os.Getenv(asChecker) != "" {
+		os.Exit(runChecker(os.Args[1:]))
+	}
 	goleak.VerifyTestMain(sandbox.Shared(m))
 }
 

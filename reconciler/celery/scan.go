@@ -97,13 +97,16 @@ func (s *Store) ScanPage(ctx context.Context, cursor uint64, count int) ([]recon
 	// COUNT is of all keys: where few are results it takes some steps.
 	looks := make([]reconciler.Look, 0, count)
 	pace, start := newPacer(s.options.ScanShare, paceBurst), time.Now()
-	for {
+	for step := count; ; {
 		began := time.Now()
-		keys, next, err := s.client.Scan(ctx, cursor, s.Keys.Patterns()[0], int64(min(max(count-len(looks), 10), scanCount))).Result()
+		keys, next, err := s.client.Scan(ctx, cursor, s.Keys.Patterns()[0], int64(min(max(step, 1), scanCount))).Result()
 		if err != nil {
 			return nil, 0, failed("scan", err)
 		}
 		pace.owe(time.Since(began))
+		if step *= 2; len(keys) > 0 {
+			step = count - len(looks) - len(keys)
+		}
 		for _, key := range keys {
 			if id, ok := s.Keys.ResultID(key); ok {
 				looks = append(looks, reconciler.LookFor(reconciler.TaskSubject(id), id))

@@ -45,7 +45,7 @@ func (a *api) status(ctx context.Context, _ *struct{}) (*output[any], error) {
 
 type tasksInput struct {
 	OrphanedOnly bool   `query:"show_orphaned_only" doc:"only tasks whose row is gone"`
-	Limit        int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"how many tasks a page has at most"`
+	Limit        int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"about how many tasks a page has; it may be a few over"`
 	Cursor       string `query:"cursor" maxLength:"512" doc:"next_cursor of the page before"`
 }
 

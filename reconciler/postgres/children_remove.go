@@ -19,12 +19,12 @@ const (
 	// batchTime it reads half as many, but minBatchRows; after a quick one twice as many.
 	// Short ones keep a writer's p99 low where both compete for the same cores; see
 	// TestMillionOrphans.
-	batchRows    = 250
-	minBatchRows = 100
-	maxBatchRows = 2000
-	batchTime    = 5 * time.Millisecond
+	batchRows    = 50
+	minBatchRows = 50
+	maxBatchRows = 150
+	batchTime    = 1500 * time.Microsecond
 	// batchShare is the part of the time in which one is under way.
-	batchShare = 0.33
+	batchShare = 0.25
 	// maxStuck is how many rows that cannot be removed are passed over, before their
 	// table is given up.
 	maxStuck = 50
