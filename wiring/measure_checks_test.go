@@ -109,7 +109,7 @@ func runChecker(args []string) int {
 }
 
 func checkOnce(client *http.Client, url, token string) error {
-	req, err := http.NewRequest(http.MethodGet, url, http.NoBody) //nolint:noctx // the client has a timeout
+	req, err := http.NewRequest(http.MethodGet, url, http.NoBody)
 	if err != nil {
 		return err
 	}
