@@ -37,19 +37,19 @@ type Purged struct {
 // Purged are the purges of a queue ("" for all) that are kept, and began within that
 // time (0 for any), the newest first.
 func (b *Broker) Purged(ctx context.Context, queue string, since time.Duration) ([]Purged, error) {
-	by := redis.ZRangeBy{Min: "-inf", Max: "+inf", Count: restorePage}
+	by := redis.ZRangeArgs{Key: purgesKey, ByScore: true, Rev: true, Start: "+inf", Stop: "-inf", Count: restorePage}
 	if since > 0 {
 		now, err := b.client.Time(ctx).Result()
 		if err != nil {
 			return nil, failed("list purges", err)
 		}
-		by.Min = strconv.FormatInt(now.Add(-since).UnixMilli(), 10)
+		by.Stop = strconv.FormatInt(now.Add(-since).UnixMilli(), 10)
 	}
 	var out []Purged
 	var expired []call
 	seen := map[string]bool{} // a purge that begins meanwhile shifts the pages
 	for more := true; more; {
-		ids, err := b.client.ZRevRangeByScore(ctx, purgesKey, &by).Result()
+		ids, err := b.client.ZRangeArgs(ctx, by).Result()
 		if err != nil {
 			return nil, failed("list purges", err)
 		}

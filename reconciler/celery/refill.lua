@@ -43,7 +43,7 @@ if #back == 0 then
 end
 local ttl = call('PTTL', KEYS[1])
 push(KEYS[2], back)
-call('DEL', KEYS[1])
+call('UNLINK', KEYS[1])
 push(KEYS[1], left)
 if #left > 0 and ttl > 0 then
   call('PEXPIRE', KEYS[1], ttl)

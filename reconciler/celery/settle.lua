@@ -7,6 +7,6 @@
 if (redis.call('HGET', KEYS[1], 'pieces') or ARGV[2]) ~= ARGV[2] then
   return 0
 end
-redis.call('DEL', KEYS[1])
+redis.call('UNLINK', KEYS[1])
 redis.call('ZREM', KEYS[2], ARGV[1])
 return 1

@@ -79,7 +79,7 @@ func forCommand(refusal string) bool { return strings.Contains(refusal, "permiss
 
 // brokerCommands are sent to the broker, by the key that they are about.
 var brokerCommands = map[string]string{
-	"celery":                "TYPE K\nLLEN K\nLINDEX K 0\nLPOS K x\nLRANGE K 0 1\nLREM K 1 x\nLSET K 0 x\nLPUSH K x\nRPUSH K x",
+	"celery":                "TYPE K\nLLEN K\nLINDEX K 0\nLPOS K x\nLRANGE K 0 1\nLREM K 1 x\nLSET K 0 x\nLPUSH K x\nRPUSH K x\nLTRIM K 0 1",
 	"unacked":               "TYPE K\nHSCAN K 0\nHGET K x\nHDEL K x",
 	"unacked_index":         "TYPE K\nZREM K x",
 	"_kombu.binding.celery": "TYPE K\nSSCAN K 0\nSCARD K",
@@ -105,7 +105,7 @@ func resultRights(o Options) []right {
 func brokerRights(o Options) []right {
 	rights := o.rights(serverCommands+o.configSet(brokerFlags), "")
 	rights = append(rights, o.rights(ownCommands, "x", "~orphanwatch:*")...)
-	rights = append(rights, o.rights("LPUSH O x\nLTRIM O 0 0", "x", "~orphanwatch:*")...)
+	rights = append(rights, o.rights("LPUSH O x\nRPUSH O x\nLRANGE O 0 1\nLLEN O\nLTRIM O 0 0", "x", "~orphanwatch:*")...)
 	for _, key := range slices.Sorted(maps.Keys(brokerCommands)) {
 		rights = append(rights, o.rights(brokerCommands[key], o.Prefix+key, "~"+escape.Replace(o.Prefix)+"*")...)
 	}

@@ -86,7 +86,11 @@ func (s *sink) Report(source string, h watcher.Health) {
 func (s *sink) String() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return fmt.Sprintf("health %+v, gaps %v, %d events, %d held", s.health, s.gaps, len(s.events), len(s.held))
+	kinds := map[reconciler.Kind]int{}
+	for _, e := range s.events {
+		kinds[e.Subject.Kind]++
+	}
+	return fmt.Sprintf("health %+v, gaps %v, events by kind %v, %d held", s.health, s.gaps, kinds, len(s.held))
 }
 
 func (s *sink) gapCount() int {
