@@ -44,8 +44,9 @@ func (r *Reconciler) finish() { <-r.cleaning }
 func (r *Reconciler) cleanOrphaned(ctx context.Context, term Term, c Cleanup, report *OrphanReport) error {
 	for {
 		var works []*Work
+		before := report.Cleaned
 		stop := r.tellPass(ctx, c)
-		more, err := r.resync(ctx, term, passOptions{reason: c.reason(), force: c.Force, submit: func(_ context.Context, suspects []Suspect) error {
+		out, err := r.resync(ctx, term, passOptions{reason: c.reason(), dry: c.DryRun, force: c.Force, submit: func(_ context.Context, suspects []Suspect) error {
 			for _, s := range suspects {
 				report.suspect(s, c.DryRun)
 				if !c.DryRun {
@@ -61,15 +62,21 @@ func (r *Reconciler) cleanOrphaned(ctx context.Context, term Term, c Cleanup, re
 		if err := r.settle(ctx, term, c, works, report); err != nil {
 			return err
 		}
-		if guarded := r.Progress().Guarded; guarded > 0 {
-			report.Held[HeldByGuard] += guarded
+		if out.guarded > 0 {
+			report.Held[HeldByGuard] += out.guarded
+			report.Guard = out.guard
+		}
+		if report.Guard == "" && report.Held[HeldByGuard] > 0 { // it has tripped since the pass
 			if t := r.Guard.Tripped(); t != nil {
 				report.Guard = t.Reason
 			}
+		}
+		if report.Held[HeldByGuard] > 0 {
 			return &GuardedError{Reason: report.Guard}
 		}
-		if !more || c.DryRun {
-			report.Truncated = report.Truncated || more
+		// What is held fills a pass again and again; then the rest waits for the rules.
+		if !out.more || c.DryRun || report.Cleaned == before {
+			report.Truncated = report.Truncated || out.more
 			return nil
 		}
 	}
@@ -257,6 +264,7 @@ func (r *Reconciler) attempt(ctx context.Context, term Term, batch []*job, repor
 		works[i] = j.Work
 	}
 	verdicts, err := r.Reconcile(ctx, term, works)
+	var ends error // the others of the batch count all the same
 	for i, v := range verdicts {
 		j := batch[i]
 		for kind, n := range v.Removed {
@@ -271,11 +279,11 @@ func (r *Reconciler) attempt(ctx context.Context, term Term, batch []*job, repor
 				j.failures = 0
 			}
 			j.held, j.due = v.HeldBy, r.Now().Add(after)
-			if v.HeldBy == HeldByPause {
-				return nil, ErrPaused
-			}
-			if j.failures >= maxFailures {
-				return nil, fmt.Errorf("reconcile: %w", v.Err)
+			switch {
+			case v.HeldBy == HeldByPause:
+				ends = ErrPaused
+			case j.failures >= maxFailures:
+				ends = fmt.Errorf("reconcile: %w", v.Err)
 			}
 			again = append(again, j)
 		case j.removed:
@@ -284,8 +292,10 @@ func (r *Reconciler) attempt(ctx context.Context, term Term, batch []*job, repor
 			report.Held[v.HeldBy]++
 		}
 	}
-	if err != nil {
-		return nil, err
+	for _, err := range []error{err, ends, ctx.Err()} {
+		if err != nil {
+			return nil, err
+		}
 	}
-	return again, ctx.Err()
+	return again, nil
 }

@@ -49,6 +49,9 @@ type ChildRemoval struct {
 	Limit int64
 	// AllowEmpty: the parent table may have no row.
 	AllowEmpty bool
+	// MayGoOn is asked before each batch, at most once a second; its error ends it. nil:
+	// it always may.
+	MayGoOn func(ctx context.Context) error
 	// Progress is told how many have been removed, after each batch.
 	Progress func(removed int64)
 }
@@ -78,6 +81,14 @@ type foundChildren struct {
 // in the report, and the others go on. What is in the report was done, whatever the
 // error. The caller asks whether removals are paused.
 func (r *Reconciler) CleanupDatabase(ctx context.Context, c Cleanup) (DatabaseReport, error) {
+	if !r.begin() {
+		return DatabaseReport{Tables: map[string]int64{}, DryRun: c.DryRun}, ErrBusy
+	}
+	defer r.finish()
+	return r.cleanDatabase(ctx, c)
+}
+
+func (r *Reconciler) cleanDatabase(ctx context.Context, c Cleanup) (DatabaseReport, error) {
 	report := DatabaseReport{
 		Tables: map[string]int64{}, Left: map[string]int64{},
 		Skipped: map[string]string{}, Errors: map[string]string{}, DryRun: c.DryRun,
@@ -165,7 +176,8 @@ func (r *Reconciler) countChildren(ctx context.Context, c Cleanup, report *Datab
 // ends tells whether an error is not of one table alone.
 func ends(ctx context.Context, err error) bool {
 	var guarded *GuardedError
-	return err != nil && (ctx.Err() != nil || errors.Is(err, ErrUnreachable) || errors.As(err, &guarded))
+	return err != nil && (ctx.Err() != nil || errors.Is(err, ErrUnreachable) || errors.Is(err, ErrPaused) ||
+		errors.Is(err, ErrStale) || errors.As(err, &guarded))
 }
 
 func (d *DatabaseReport) failed(t ChildTable, err error) {
@@ -214,7 +226,7 @@ func (r *Reconciler) removeChildren(ctx context.Context, c Cleanup, mark Mark, f
 	}
 	for _, t := range found {
 		name := t.Name()
-		how := ChildRemoval{Mark: mark, Limit: withSlack(t.orphans), AllowEmpty: c.Force, Progress: func(removed int64) {
+		how := ChildRemoval{Mark: mark, Limit: withSlack(t.orphans), AllowEmpty: c.Force, MayGoOn: c.MayGoOn, Progress: func(removed int64) {
 			c.tell(Progress{Stage: "removing from " + name, Done: removed, Total: t.orphans})
 		}}
 		if c.Force {
@@ -263,6 +275,14 @@ func (r *Reconciler) settleChildren(ctx context.Context, c Cleanup) error {
 		open := fmt.Sprint(f.Waiting()[0])
 		if n := len(f.Waiting()) - 1; n > 0 {
 			open += fmt.Sprintf(" and %d more", n)
+		}
+		if c.MayGoOn != nil {
+			if err := c.MayGoOn(ctx); err != nil {
+				return err
+			}
+		}
+		if c.Patience > 0 && r.Now().Sub(f.Taken) > c.Patience {
+			return fmt.Errorf("still open after %s: %s, which may be writing a parent; tried again the next time", c.Patience, open)
 		}
 		// R4 lets removals pass that can be undone. This one cannot be.
 		if limit := r.Policy.InflightLimit; limit > 0 && r.Now().Sub(f.Taken) > limit {

@@ -50,6 +50,14 @@ const spanExpired = "cleanup expired"
 // The age is taken from the earlier one of our clock and Redis's: one of them that
 // is ahead then makes nothing older than it is.
 func (r *Reconciler) CleanupExpired(ctx context.Context, term Term, maxAge time.Duration, c Cleanup) (ExpiredReport, error) {
+	if !r.begin() {
+		return ExpiredReport{MaxAgeHours: int(maxAge / time.Hour), DryRun: c.DryRun}, ErrBusy
+	}
+	defer r.finish()
+	return r.cleanExpired(ctx, term, maxAge, c)
+}
+
+func (r *Reconciler) cleanExpired(ctx context.Context, term Term, maxAge time.Duration, c Cleanup) (ExpiredReport, error) {
 	report := ExpiredReport{MaxAgeHours: int(maxAge / time.Hour), DryRun: c.DryRun}
 	if maxAge < MinExpiry || maxAge > MaxExpiry || maxAge%time.Hour != 0 {
 		return report, fmt.Errorf("cleanup expired: the maximum age is %v, but must be a whole number of hours from %d to %d", maxAge, MinExpiry/time.Hour, MaxExpiry/time.Hour)

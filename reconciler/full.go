@@ -29,8 +29,8 @@ func (f FullReport) Count() (n int64) {
 
 // FullCleanup does CleanupOrphaned, CleanupExpired and CleanupDatabase, in this
 // order. A part that fails is in the report's Errors, and in its Failed; the others are
-// done all the same. The error is ErrBusy, ErrStale, or that of ctx, each of which ends
-// it.
+// done all the same. The error is ErrBusy, ErrStale, ErrPaused, or that of ctx, each of
+// which ends it.
 func (r *Reconciler) FullCleanup(ctx context.Context, term Term, maxAge time.Duration, c Cleanup) (FullReport, error) {
 	report := FullReport{Started: r.Now().UTC(), DryRun: c.DryRun}
 	if !r.begin() {
@@ -38,7 +38,7 @@ func (r *Reconciler) FullCleanup(ctx context.Context, term Term, maxAge time.Dur
 	}
 	defer r.finish()
 	part := func(name string, do func() error) {
-		if ctx.Err() != nil || errors.Is(report.failure, ErrStale) {
+		if ctx.Err() != nil || errors.Is(report.failure, ErrStale) || errors.Is(report.failure, ErrPaused) {
 			return
 		}
 		if err := do(); err != nil {
@@ -57,20 +57,22 @@ func (r *Reconciler) FullCleanup(ctx context.Context, term Term, maxAge time.Dur
 	part(PartExpired, func() error {
 		strong := c
 		strong.DryRun = c.DryRun || c.Scheduled && r.Policy.Remove == RemoveNone
-		expired, err := r.CleanupExpired(ctx, term, maxAge, strong)
+		expired, err := r.cleanExpired(ctx, term, maxAge, strong)
 		report.Expired = &expired
 		return err
 	})
 	part(PartDatabase, func() error {
 		weak := c
 		weak.DryRun = c.DryRun || c.Scheduled && r.Policy.Remove != RemoveAll // absence is all that it goes by
-		database, err := r.CleanupDatabase(ctx, weak)
+		database, err := r.cleanDatabase(ctx, weak)
 		report.Database = &database
 		return err
 	})
 	report.Ended = r.Now().UTC()
-	if errors.Is(report.failure, ErrStale) {
-		return report, ErrStale
+	for _, ends := range []error{ErrStale, ErrPaused} {
+		if errors.Is(report.failure, ends) {
+			return report, ends
+		}
 	}
 	return report, ctx.Err()
 }

@@ -100,6 +100,22 @@ func (g *Guard) JudgePass(t Tally) (ok, accepted bool) {
 	return g.trip == nil, false
 }
 
+// Doubt is why the guard would hold a pass with that tally, "" where it would not. It
+// changes nothing.
+func (g *Guard) Doubt(t Tally) string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch {
+	case t.Orphans == 0 && t.Identity == "":
+		return ""
+	case g.trip != nil && (g.accepted == 0 || t.Orphans > g.accepted || t.Identity != ""):
+		return g.trip.Reason
+	case g.trip != nil:
+		return "" // an operator accepts it
+	}
+	return g.doubt(t)
+}
+
 // ObserveEvents counts what events showed since the last call: tasks looked at,
 // and those that look orphaned. It tells whether this has tripped the guard.
 func (g *Guard) ObserveEvents(seen, orphans int) bool {

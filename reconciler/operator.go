@@ -1,6 +1,7 @@
 package reconciler
 
 import (
+	"context"
 	"errors"
 	"time"
 )
@@ -20,6 +21,9 @@ type Cleanup struct {
 	// Patience is for how long what waits for open transactions is waited for beyond
 	// the grace; 0 for as long as they hold it (policy.inflight_limit).
 	Patience time.Duration
+	// MayGoOn says, now and then, why what cannot be undone must stop: ErrPaused, ErrStale,
+	// or that it cannot be asked. nil for never.
+	MayGoOn func(ctx context.Context) error
 	// Progress is told how far the work is, from one goroutine at a time; nil for nobody.
 	Progress func(Progress)
 }

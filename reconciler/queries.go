@@ -19,6 +19,9 @@ type RowQuery struct {
 	Table string
 	// Key is the row's key, as text.
 	Key string
+	// Name is the task's name, where the answer decides whether a task of any name runs:
+	// absence is then no evidence without the binding's names (R6, R7).
+	Name string
 }
 
 // CheckReport answers whether the row of a task exists: may the task run?
@@ -28,6 +31,9 @@ type CheckReport struct {
 	Exists *bool `json:"exists"`
 	// Evidence is why the row is believed gone; "" where it is not.
 	Evidence Evidence `json:"evidence,omitempty"`
+	// Pending: it is not there, and its insert may be under way: since it was first asked
+	// for, the grace has not passed, or a transaction of then is still open (R4).
+	Pending bool `json:"pending,omitempty"`
 	// Table and Key are the row, where they are known.
 	Table string `json:"table,omitempty"`
 	Key   string `json:"key,omitempty"`

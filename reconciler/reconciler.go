@@ -86,6 +86,7 @@ type Reconciler struct {
 
 	firstPass atomic.Bool
 	foreign   atomic.Bool
+	pendings  pendings
 	// passing is held by the pass under way, cleaning by an operator's cleanup.
 	passing, cleaning chan struct{}
 

@@ -102,25 +102,37 @@ func (r *Reconciler) update(f func(p *Pass)) {
 // row: each is then looked at again, and gated, like any event. observe only
 // counts. It tells whether there was more than one pass submits.
 func (r *Reconciler) Resync(ctx context.Context, term Term, reason string, observe bool, submit func(context.Context, []Suspect) error) (more bool, err error) {
-	return r.resync(ctx, term, passOptions{reason: reason, observe: observe, submit: submit})
+	out, err := r.resync(ctx, term, passOptions{reason: reason, observe: observe, submit: submit})
+	return out.more, err
 }
 
-// passOptions are how a pass is made. force goes past the guard, but not to another database.
+// passOptions are how a pass is made.
 type passOptions struct {
-	reason         string
-	observe, force bool
-	submit         func(context.Context, []Suspect) error
+	reason  string
+	observe bool
+	// dry: the guard is asked, and is not changed. force goes past it, but not to
+	// another database.
+	dry, force bool
+	submit     func(context.Context, []Suspect) error
 }
 
-func (r *Reconciler) resync(ctx context.Context, term Term, o passOptions) (more bool, err error) {
+// passOutcome is how a pass ended: whether there was more than it submits, and how many
+// orphans the guard holds, and why.
+type passOutcome struct {
+	more    bool
+	guarded int64
+	guard   string
+}
+
+func (r *Reconciler) resync(ctx context.Context, term Term, o passOptions) (out passOutcome, err error) {
 	select {
 	case r.passing <- struct{}{}: // one at a time: an operator's may come while the daemon makes one
 		defer func() { <-r.passing }()
 	case <-ctx.Done():
-		return false, ctx.Err()
+		return out, ctx.Err()
 	}
 	r.update(func(p *Pass) { *p = Pass{Reason: o.reason, Started: r.Now(), Stage: stageScan} })
-	more, err = r.compareAll(ctx, term, o)
+	out, err = r.compareAll(ctx, term, o)
 	r.update(func(p *Pass) {
 		p.Ended, p.Stage = r.Now(), StageDone
 		if err != nil {
@@ -128,51 +140,44 @@ func (r *Reconciler) resync(ctx context.Context, term Term, o passOptions) (more
 		}
 	})
 	if err != nil {
-		return false, fmt.Errorf("resync (%s): %w", o.reason, err)
+		return out, fmt.Errorf("resync (%s): %w", o.reason, err)
 	}
-	return more, nil
+	return out, nil
 }
 
-func (r *Reconciler) compareAll(ctx context.Context, term Term, o passOptions) (bool, error) {
+func (r *Reconciler) compareAll(ctx context.Context, term Term, o passOptions) (out passOutcome, err error) {
 	c := newComparison(r)
 	if err := r.Scanner.Scan(ctx, func(ls []Look) error { return c.add(ctx, ls) }); err != nil {
-		return false, fmt.Errorf("scan redis: %w", err)
+		return out, fmt.Errorf("scan redis: %w", err)
 	}
 	if err := c.flush(ctx); err != nil {
-		return false, err
+		return out, err
 	}
 	m := &messageLook{r: r, unknown: c.unknown}
 	if r.Messages != nil {
 		if err := r.sweepAll(ctx, m); err != nil {
-			return false, err
+			return out, err
 		}
 	}
 	// A backlog in the slot is evidence deleted, not a mass of absent rows: all
 	// that was deleted before the comparison ended must have been read.
 	now, err := r.Rows.Running(ctx)
 	if err != nil {
-		return false, fmt.Errorf("note the log position: %w", err)
+		return out, fmt.Errorf("note the log position: %w", err)
 	}
 	r.update(func(p *Pass) { p.Stage = stageWait })
 	if err := waitPosition(ctx, term, now.At); err != nil {
-		return false, err
+		return out, err
 	}
 	r.update(func(p *Pass) { p.Stage = stageJudge })
 	t, confirmed, err := r.classify(ctx, c, m)
 	if err != nil {
-		return false, err
+		return out, err
 	}
-	tripped := r.Guard.Tripped() != nil
-	ok, accepted := true, true
-	if !o.force || t.Identity != "" {
-		ok, accepted = r.Guard.JudgePass(t.Tally)
-	}
-	r.firstPass.Store(true) // before anything is submitted: that waits for it
+	ok, accepted := r.judgePass(ctx, t.Tally, o, &out)
 	if !ok {
-		if !tripped {
-			r.logTrip(ctx)
-		}
 		t.holdAll(HeldByGuard)
+		out.guarded = int64(t.Orphans)
 		r.update(func(p *Pass) { p.Guarded = int64(t.Orphans) })
 		confirmed = onlyDeleted(confirmed)
 	} else if o.observe {
@@ -182,7 +187,7 @@ func (r *Reconciler) compareAll(ctx context.Context, term Term, o passOptions) (
 	r.orphans = t.held
 	r.mu.Unlock()
 	if o.observe {
-		return false, nil
+		return out, nil
 	}
 	r.update(func(p *Pass) { p.Stage = stageSubmit })
 	for len(confirmed) > 0 {
@@ -192,12 +197,35 @@ func (r *Reconciler) compareAll(ctx context.Context, term Term, o passOptions) (
 			batch[i] = Suspect{Look: s.Look, Accepted: accepted, Deleted: s.deleted, Table: r.ownerName(s.in)}
 		}
 		if err := o.submit(ctx, batch); err != nil {
-			return false, fmt.Errorf("submit: %w", err)
+			return out, fmt.Errorf("submit: %w", err)
 		}
 		confirmed = confirmed[n:]
 		r.update(func(p *Pass) { p.Submitted += int64(n) })
 	}
-	return ok && c.dropped+m.dropped > 0, nil
+	out.more = ok && c.dropped+m.dropped > 0
+	return out, nil
+}
+
+// judgePass shows the guard what a pass has found. Only one that is neither dry nor
+// forced lets events be judged by it.
+func (r *Reconciler) judgePass(ctx context.Context, t Tally, o passOptions, out *passOutcome) (ok, accepted bool) {
+	switch {
+	case o.force && t.Identity == "":
+		return true, true
+	case o.dry:
+		out.guard = r.Guard.Doubt(t)
+		return out.guard == "", false
+	}
+	tripped := r.Guard.Tripped() != nil
+	ok, accepted = r.Guard.JudgePass(t)
+	r.firstPass.Store(true) // before anything is submitted: that waits for it
+	if trip := r.Guard.Tripped(); trip != nil {
+		out.guard = trip.Reason
+		if !tripped {
+			r.logTrip(ctx)
+		}
+	}
+	return ok, accepted
 }
 
 // sweepAll compares all messages with the rows.

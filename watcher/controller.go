@@ -173,7 +173,7 @@ func (c *Controller) term(ctx context.Context, session Session) error {
 	}
 	t.term = reconciler.Term{Epoch: epoch, Position: session.Position}
 	c.started = true
-	c.state.lead(t.queue, t.messages, epoch)
+	c.state.lead(t.queue, t.messages, t.term)
 	c.Log.InfoContext(ctx, "leading", "epoch", epoch)
 
 	subscribed := make(chan struct{})

@@ -4,6 +4,8 @@ import (
 	"maps"
 	"sync"
 	"time"
+
+	"github.com/orphanwatch/orphanwatch/reconciler"
 )
 
 // Status is what the daemon tells of itself.
@@ -53,13 +55,16 @@ type state struct {
 	queue      *Queue
 	messages   *Queue
 	subscribed bool
+	term       reconciler.Term // while role is RoleLeader
 	fails      string
 	ended      string
 }
 
-func (s *state) lead(queue, messages *Queue, epoch uint64) {
+func (s *state) lead(queue, messages *Queue, term reconciler.Term) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	epoch := term.Epoch
+	s.term = term
 	s.role, s.epoch, s.queue, s.messages, s.holder, s.since, s.fails = RoleLeader, epoch, queue, messages, "", time.Now(), ""
 }
 
@@ -123,6 +128,14 @@ func (s *state) failing(err error) {
 	if err != nil {
 		s.fails = err.Error()
 	}
+}
+
+// Term is the one in which this copy leads, ok is false where it does not.
+func (c *Controller) Term() (term reconciler.Term, ok bool) {
+	s := &c.state
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.term, s.role == RoleLeader
 }
 
 // Status is the state now.

@@ -68,6 +68,7 @@ func options(ctx context.Context, c *Config, log *slog.Logger, version Version, 
 			NewBrokerClient,
 			NewBroker,
 			NewRows,
+			NewChildRows,
 			NewReplication,
 			NewReconciler,
 			NewDesk,
@@ -79,7 +80,7 @@ func options(ctx context.Context, c *Config, log *slog.Logger, version Version, 
 		),
 		// Telemetry first: instruments are made from the global providers.
 		fx.Invoke(func(*Telemetry) {}),
-		fx.Invoke(func(lc fx.Lifecycle, down fx.Shutdowner, t *Telemetry, rows *postgres.Store, results *redis.Client, broker BrokerClient, controller *watcher.Controller, operator *Operator, schedule *Schedule, server *Server) {
+		fx.Invoke(func(lc fx.Lifecycle, down fx.Shutdowner, t *Telemetry, rows *postgres.Store, children ChildRows, results *redis.Client, broker BrokerClient, controller *watcher.Controller, operator *Operator, schedule *Schedule, server *Server) {
 			running, stop := context.WithCancel(context.WithoutCancel(ctx))
 			g, running := errgroup.WithContext(running)
 			ended := make(chan struct{})
@@ -103,6 +104,7 @@ func options(ctx context.Context, c *Config, log *slog.Logger, version Version, 
 						return fmt.Errorf("stop: %w", ctx.Err())
 					}
 					rows.Close()
+					children.Close()
 					return errors.Join(operator.Close(), results.Close(), broker.Close(), t.Shutdown(ctx))
 				},
 			})

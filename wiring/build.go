@@ -27,7 +27,8 @@ const (
 	memoryLimit   = 8 * queueLimit
 	workers       = 2
 	drainTimeout  = 4 * time.Second
-	rowLookConns  = 4
+	rowLookConns  = 6
+	childConns    = 2
 	redisPoolSize = 8
 )
 
@@ -137,6 +138,15 @@ func NewRows(c *Config) (*postgres.Store, error) {
 	return postgres.New(postgres.Options{URL: c.Postgres.URL.Reveal(), Bindings: Bindings(c), MaxConns: rowLookConns})
 }
 
+// ChildRows is PostgreSQL for what takes long: counting and cleaning child rows.
+type ChildRows struct{ *postgres.Store }
+
+// NewChildRows has connections of its own, so that lookups never wait for them.
+func NewChildRows(c *Config) (ChildRows, error) {
+	rows, err := postgres.New(postgres.Options{URL: c.Postgres.URL.Reveal(), Bindings: Bindings(c), MaxConns: childConns})
+	return ChildRows{rows}, err
+}
+
 // NewReplication is the source of deletes, and the leadership.
 func NewReplication(c *Config, log *slog.Logger) *replication.Source {
 	return replication.New(replication.Options{
@@ -159,7 +169,7 @@ func BrokerOptions(c *Config, client BrokerClient, broker *celery.Broker, log *s
 }
 
 // NewReconciler is the one service.
-func NewReconciler(c *Config, store *celery.Store, broker *celery.Broker, rows *postgres.Store, log *slog.Logger) (*reconciler.Reconciler, error) {
+func NewReconciler(c *Config, store *celery.Store, broker *celery.Broker, rows *postgres.Store, children ChildRows, log *slog.Logger) (*reconciler.Reconciler, error) {
 	policy := reconciler.Policy{
 		Remove: reconciler.Remove(c.Policy.Remove), Grace: c.Policy.Grace, InflightLimit: c.Policy.InflightLimit,
 		MaxAbsentRatio: c.Policy.MaxAbsentRatio, MinSample: c.Policy.MinSample,
@@ -167,7 +177,7 @@ func NewReconciler(c *Config, store *celery.Store, broker *celery.Broker, rows *
 	}
 	return reconciler.New(reconciler.Options{
 		Bindings: Bindings(c), Policy: policy, Artifacts: store, Rows: rows, Scanner: store, Pages: store, Tables: rows, Results: store,
-		Children: rows,
+		Children: children,
 		Messages: broker, FindQueues: broker.Discover, Queues: broker,
 		RecordIdentity: store.RecordIdentity,
 		Guard:          reconciler.NewGuard(policy, nil, time.Now),

@@ -97,6 +97,21 @@ func TestTheCheckInsideWorkers(t *testing.T) {
 	ids = a.send(never, a.scan(none, nil, nil))
 	a.awaitLine(w, "scan_domain_task["+ids[0]+"] is not run: its row "+none+" is gone (absent)")
 	require.Empty(t, a.ranOf(ids))
+
+	// A transaction that is open for longer than the worker waits holds the task.
+	const slow = "0b8f3c52-6b3c-4c1e-8f0a-2f6f5a3d9e03"
+	tx, end = a.begin()
+	defer end()
+	_, err = tx.Exec(t.Context(), "INSERT INTO scan_tasks (id) VALUES ($1)", slow)
+	require.NoError(t, err)
+	ids = a.send(1, a.scan(slow, nil, nil))
+	a.awaitLine(w, "scan_domain_task["+ids[0]+"] retry: Retry in")
+	require.NoError(t, tx.Commit(t.Context()))
+	a.awaitRuns(recovery, 1, ids)
+	require.Zero(t, a.ranOf(ids)[0].Retries, "none of the task's own retries")
+
+	// Tasks that no binding is about run, whatever their arguments look like.
+	a.awaitRuns(recovery, 1, a.send(1, sandbox.Task{Name: sandbox.OtherTask, Args: []any{none}}))
 }
 
 // With the daemon down tasks run, the first of each process a second late at most.

@@ -17,8 +17,9 @@ import (
 type Operator struct {
 	*Stores
 	Reconciler *reconciler.Reconciler
-	// leads tells whether this process is the leader, whose guard is the newest.
-	leads  func() bool
+	// term is that of this process, ok is false where it does not lead: the leader's
+	// guard is the newest.
+	term   func() (term reconciler.Term, ok bool)
 	rows   *postgres.Store
 	checks checks
 }
@@ -34,24 +35,26 @@ func OpenOperator(c *Config, log *slog.Logger) (*Operator, error) {
 		_ = stores.Close()
 		return nil, err
 	}
-	r, err := NewReconciler(c, stores.Celery, stores.Broker, rows, log)
+	// A command does one thing at a time: the same connections serve child rows.
+	r, err := NewReconciler(c, stores.Celery, stores.Broker, rows, ChildRows{rows}, log)
 	if err != nil {
 		rows.Close()
 		_ = stores.Close()
 		return nil, err
 	}
-	return &Operator{Stores: stores, Reconciler: r, rows: rows, leads: func() bool { return false }, checks: checks{judge: r.Check}}, nil
+	return &Operator{Stores: stores, Reconciler: r, rows: rows, term: nobody, checks: checks{judge: r.Check}}, nil
 }
 
-// NewOperator is the daemon's: it has connections of its own, so that what operators
-// ask never waits for the work under way, nor that for them.
+func nobody() (term reconciler.Term, ok bool) { return term, false }
+
+// NewOperator is the daemon's. The status has connections of its own, so that it shows
+// what hangs.
 func NewOperator(c *Config, r *reconciler.Reconciler, controller *watcher.Controller, log *slog.Logger) (*Operator, error) {
 	stores, err := OpenStores(c, log)
 	if err != nil {
 		return nil, err
 	}
-	leads := func() bool { return controller.Status().Role == watcher.RoleLeader }
-	return &Operator{Stores: stores, Reconciler: r, leads: leads, checks: checks{judge: r.Check}}, nil
+	return &Operator{Stores: stores, Reconciler: r, term: controller.Term, checks: checks{judge: r.Check}}, nil
 }
 
 // Close ends all connections.
@@ -64,7 +67,7 @@ func (o *Operator) Close() error {
 
 // begin reads the orders and the guard as they are in Redis, and gives the term in
 // which an operator's removals are made: that of the newest leader.
-func (o *Operator) begin(ctx context.Context, c reconciler.Cleanup) (reconciler.Term, error) {
+func (o *Operator) begin(ctx context.Context, c *reconciler.Cleanup) (reconciler.Term, error) {
 	state, err := o.Celery.State(ctx)
 	if err != nil {
 		return reconciler.Term{}, err
@@ -72,18 +75,43 @@ func (o *Operator) begin(ctx context.Context, c reconciler.Cleanup) (reconciler.
 	if state.Paused && !c.DryRun {
 		return reconciler.Term{}, fmt.Errorf("%w since %s by %s", reconciler.ErrPaused, state.PausedSince.Format(time.RFC3339), state.PausedBy)
 	}
-	if !o.leads() {
-		trip, err := TripOf(state)
-		if err != nil {
-			return reconciler.Term{}, err
-		}
-		o.Reconciler.Guard.Load(trip)
+	if term, ok := o.term(); ok {
+		c.MayGoOn = o.mayGoOn(term.Epoch)
+		return reconciler.Term{Epoch: term.Epoch, Position: func() reconciler.LSN {
+			if now, ok := o.term(); !ok || now.Epoch != term.Epoch {
+				return math.MaxUint64 // nobody reads on: the next removal is refused
+			}
+			return term.Position()
+		}}, nil
 	}
-	epoch, err := o.epoch(ctx, state.Epoch)
+	trip, err := TripOf(state)
 	if err != nil {
 		return reconciler.Term{}, err
 	}
+	o.Reconciler.Guard.Load(trip)
+	epoch := state.Epoch
+	if !c.DryRun { // which needs none
+		if epoch, err = o.epoch(ctx, state.Epoch); err != nil {
+			return reconciler.Term{}, err
+		}
+	}
+	c.MayGoOn = o.mayGoOn(epoch)
 	return reconciler.Term{Epoch: epoch, Position: o.position(ctx)}, nil
+}
+
+// mayGoOn asks whether an operator has paused removals, or a new leader has taken over.
+func (o *Operator) mayGoOn(epoch uint64) func(context.Context) error {
+	return func(ctx context.Context) error {
+		switch state, err := o.Celery.State(ctx); {
+		case err != nil:
+			return err
+		case state.Paused:
+			return fmt.Errorf("%w since %s by %s", reconciler.ErrPaused, state.PausedSince.Format(time.RFC3339), state.PausedBy)
+		case state.Epoch != epoch:
+			return reconciler.ErrStale
+		}
+		return nil
+	}
 }
 
 // epoch is the newest leader's. Where there never was one, or it has left the two
@@ -123,10 +151,12 @@ const (
 // evidence that it has, not a row that is absent. Without a daemon there is none.
 func (o *Operator) position(ctx context.Context) func() reconciler.LSN {
 	var at reconciler.LSN
-	var looked time.Time
-	began := time.Now()
+	var looked, began time.Time
 	return func() reconciler.LSN {
 		now := time.Now()
+		if began.IsZero() { // a scan may have taken long until it is asked
+			began = now
+		}
 		switch {
 		case at == math.MaxUint64 || now.Sub(looked) < positionEvery:
 			return at
@@ -145,7 +175,7 @@ func (o *Operator) position(ctx context.Context) func() reconciler.LSN {
 
 // CleanupOrphaned is reconciler.CleanupOrphaned.
 func (o *Operator) CleanupOrphaned(ctx context.Context, c reconciler.Cleanup) (reconciler.OrphanReport, error) {
-	term, err := o.begin(ctx, c)
+	term, err := o.begin(ctx, &c)
 	if err != nil {
 		return reconciler.OrphanReport{Tasks: []reconciler.TaskInfo{}, DryRun: c.DryRun}, err
 	}
@@ -155,7 +185,7 @@ func (o *Operator) CleanupOrphaned(ctx context.Context, c reconciler.Cleanup) (r
 // CleanupExpired is reconciler.CleanupExpired, of results older than that many hours;
 // 0 for policy.max_age_hours.
 func (o *Operator) CleanupExpired(ctx context.Context, hours int, c reconciler.Cleanup) (reconciler.ExpiredReport, error) {
-	term, err := o.begin(ctx, c)
+	term, err := o.begin(ctx, &c)
 	if err != nil {
 		return reconciler.ExpiredReport{DryRun: c.DryRun}, err
 	}
@@ -171,7 +201,7 @@ func (o *Operator) age(hours int) time.Duration {
 
 // CleanupDatabase is reconciler.CleanupDatabase.
 func (o *Operator) CleanupDatabase(ctx context.Context, c reconciler.Cleanup) (reconciler.DatabaseReport, error) {
-	if _, err := o.begin(ctx, c); err != nil {
+	if _, err := o.begin(ctx, &c); err != nil {
 		return reconciler.DatabaseReport{DryRun: c.DryRun}, err
 	}
 	return o.Reconciler.CleanupDatabase(ctx, c)
@@ -179,7 +209,7 @@ func (o *Operator) CleanupDatabase(ctx context.Context, c reconciler.Cleanup) (r
 
 // FullCleanup is reconciler.FullCleanup; hours as for CleanupExpired.
 func (o *Operator) FullCleanup(ctx context.Context, hours int, c reconciler.Cleanup) (reconciler.FullReport, error) {
-	term, err := o.begin(ctx, c)
+	term, err := o.begin(ctx, &c)
 	if err != nil {
 		return reconciler.FullReport{DryRun: c.DryRun}, err
 	}
@@ -188,7 +218,7 @@ func (o *Operator) FullCleanup(ctx context.Context, hours int, c reconciler.Clea
 
 // PurgeQueues is reconciler.PurgeQueues.
 func (o *Operator) PurgeQueues(ctx context.Context, queues []string, includeUnacked bool, c reconciler.Cleanup) (reconciler.QueuesReport, error) {
-	term, err := o.begin(ctx, c)
+	term, err := o.begin(ctx, &c)
 	if err != nil {
 		return reconciler.QueuesReport{DryRun: c.DryRun}, err
 	}

@@ -54,7 +54,8 @@ func TestOneFullCleanupAtATime(t *testing.T) {
 	d := w.run("ORPHANWATCH_POLICY_REMOVE=deleted")
 	w.firstPass()
 	const orphan = "7b8f3c52-6b3c-4c1e-8f0a-2f6f5a3d9e01"
-	w.results(orphan, rows[0])
+	w.ended(orphan, time.Minute)
+	w.ended(rows[0], time.Minute)
 	_, end := w.begin() // may be inserting the row
 	const full = "/api/v1/cache/cleanup/full"
 	first := make(chan int, 1)

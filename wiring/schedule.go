@@ -12,6 +12,8 @@ import (
 const (
 	// scheduleTick is how often it is asked whether a full cleanup is due.
 	scheduleTick = 10 * time.Second
+	// scheduleAgain is when one that was paused, say, is tried again.
+	scheduleAgain = 10 * time.Minute
 	// schedulePatience is for how long a full cleanup waits for open transactions.
 	schedulePatience = time.Minute
 )
@@ -43,7 +45,7 @@ func (s *Schedule) Run(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
-		if !s.operator.leads() {
+		if _, leads := s.operator.term(); !leads {
 			continue
 		}
 		due, err := s.operator.Celery.FullCleanupDue(ctx, s.every)
@@ -54,15 +56,22 @@ func (s *Schedule) Run(ctx context.Context) error {
 	}
 }
 
+// soon is when a cleanup that was not made is tried again.
+func (s *Schedule) soon() time.Duration { return min(scheduleAgain, s.every) }
+
 func (s *Schedule) clean(ctx context.Context) {
 	report, err := s.operator.FullCleanup(ctx, 0, reconciler.Cleanup{Trigger: reconciler.ByResync, Scheduled: true, Patience: schedulePatience})
-	switch {
-	case ctx.Err() != nil:
-		return
-	case errors.Is(err, reconciler.ErrPaused), errors.Is(err, reconciler.ErrBusy):
-		s.log.InfoContext(ctx, "no full cleanup this time", "reason", err)
+	if ctx.Err() != nil {
 		return
 	}
+	if err != nil { // it was ended, or not begun: soon again
+		if again := s.operator.Celery.FullCleanupAgain(ctx, s.every, s.soon()); again != nil {
+			err = errors.Join(err, again)
+		}
+		s.log.WarnContext(ctx, "no full cleanup now, soon again", "reason", err, "in", s.soon().String())
+		return
+	}
+	err = report.Failed()
 	attrs := []any{"took", report.Ended.Sub(report.Started).String()}
 	if o := report.Orphaned; o != nil {
 		attrs = append(attrs, "orphaned", o.Cleaned)

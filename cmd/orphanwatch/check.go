@@ -48,6 +48,7 @@ insert is not committed yet does not exist yet.`,
 		},
 	}
 	cmd.Flags().StringVar(&q.Key, "key", "", "the key of its row, where its id is not that")
+	cmd.Flags().StringVar(&q.Name, "name", "", "the task's name: then absence counts only for a binding that has it in its names")
 	cmd.Flags().StringVar(&q.Table, "table", "", "the bound table of --key, where there are several")
 	return cmd
 }

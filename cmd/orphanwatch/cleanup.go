@@ -42,6 +42,8 @@ type asking[R any] struct {
 	// show prints a report; count is how much there is to do by a preview.
 	show  func(R) error
 	count func(R) int64
+	// failed is what went wrong in a part, which is shown already; nil for nothing can.
+	failed func(R) error
 	// ask puts the question; nil for y or n to question.
 	ask      func(R) error
 	question string
@@ -67,8 +69,18 @@ func perform[R any](ctx context.Context, u *cleanup, a asking[R]) error {
 			return err
 		}
 	}
-	_, err := once(ctx, u, a, u.dryRun)
+	report, err := once(ctx, u, a, u.dryRun)
+	if err == nil && a.failed != nil {
+		err = a.failed(report)
+	}
 	return err
+}
+
+func failedIf(failed bool) error {
+	if failed {
+		return exitCode(exitError)
+	}
+	return nil
 }
 
 // once does it, or looks, and shows what came of it: after an error, what was done.
@@ -100,7 +112,7 @@ func ended(err error) error {
 	var guarded *reconciler.GuardedError
 	switch {
 	case errors.As(err, &guarded):
-		return notAllowedError{fmt.Errorf("%w\n  fix: see what is wrong (orphanwatch status), or go past it: --force", err)}
+		return notAllowedError{fmt.Errorf("%w\n  fix: see what is wrong (orphanwatch status); if all is right, go past it with --force, or, where it is another database than at the first start, with orphanwatch resume --accept-absent", err)}
 	case errors.Is(err, reconciler.ErrPaused):
 		return notAllowedError{fmt.Errorf("%w\n  fix: orphanwatch resume", err)}
 	case errors.Is(err, reconciler.ErrBusy):

@@ -33,16 +33,9 @@ orphaned; --force goes past that.`,
 		}
 		defer o.Close()
 		return perform(cmd.Context(), u, asking[reconciler.DatabaseReport]{
-			do: o.CleanupDatabase,
-			show: func(r reconciler.DatabaseReport) error {
-				if err := c.printDatabase(r); err != nil {
-					return err
-				}
-				if len(r.Errors) > 0 {
-					return exitCode(exitError)
-				}
-				return nil
-			},
+			do:       o.CleanupDatabase,
+			show:     c.printDatabase,
+			failed:   func(r reconciler.DatabaseReport) error { return failedIf(len(r.Errors) > 0) },
 			count:    func(r reconciler.DatabaseReport) int64 { return r.Total },
 			question: "remove these rows? It cannot be undone.",
 		})
@@ -67,7 +60,16 @@ func (c *cli) printDatabase(r reconciler.DatabaseReport) error {
 			return err
 		}
 	}
-	if len(rows)+len(r.Errors) == 0 {
+	for _, name := range slices.Sorted(maps.Keys(r.Left)) {
+		c.progress("%s: %d are left, locked by others or too new; the next run meets them", name, r.Left[name])
+	}
+	for _, name := range slices.Sorted(maps.Keys(r.Skipped)) {
+		c.progress("%s: not cleaned: %s", name, r.Skipped[name])
+	}
+	if r.Guard != "" {
+		c.progress("%s: the guard holds this: %s", c.warn("held"), r.Guard)
+	}
+	if len(rows)+len(r.Errors)+len(r.Skipped) == 0 {
 		c.progress("no child tables: no foreign key leads to the bound tables, and tasks[].children names none")
 	}
 	for _, name := range slices.Sorted(maps.Keys(r.Errors)) {

@@ -39,7 +39,8 @@ The daemon does it by itself every policy.full_cleanup_interval.`,
 			do: func(ctx context.Context, how reconciler.Cleanup) (reconciler.FullReport, error) {
 				return o.FullCleanup(ctx, hours, how)
 			},
-			show:     func(r reconciler.FullReport) error { return errors.Join(c.printFull(r), ended(r.Failed())) },
+			show:     c.printFull,
+			failed:   func(r reconciler.FullReport) error { return ended(r.Failed()) },
 			count:    reconciler.FullReport.Count,
 			question: "do it?",
 		})

@@ -45,7 +45,7 @@ it finishes all the same. Bindings are not touched.`,
 			do: func(ctx context.Context, how reconciler.Cleanup) (reconciler.QueuesReport, error) {
 				return o.PurgeQueues(ctx, queues, unacked, how)
 			},
-			filter: map[string]any{"queues": queues, "include_unacked": unacked},
+			filter: map[string]any{"queues": &queues, "include_unacked": unacked},
 			show:   c.printQueues,
 			count: func(r reconciler.QueuesReport) (n int64) {
 				for _, q := range r.Queues {
@@ -56,7 +56,14 @@ it finishes all the same. Bindings are not touched.`,
 				}
 				return n
 			},
-			ask: func(r reconciler.QueuesReport) error { return c.askQueue(r) },
+			ask: func(r reconciler.QueuesReport) error {
+				for _, q := range r.Queues { // one that appears meanwhile was not shown
+					if !slices.Contains(queues, q.Queue) {
+						queues = append(queues, q.Queue)
+					}
+				}
+				return c.askQueue(r)
+			},
 		})
 	}
 	return cmd

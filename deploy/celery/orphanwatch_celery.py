@@ -15,9 +15,10 @@ application and say where the application is made:
 A worker then asks for a resync when it starts, and waits for it a little; and before
 each task it asks whether the row exists. A task whose row is gone ends as Ignored with
 a log line (a member of a chord fails, so that the chord ends); what is left of it is
-the daemon's to remove. A row that is not there yet, because its insert is not
-committed, is waited for. If the daemon cannot be asked, tasks run (fail_open, the
-default) or wait for their retry (fail_open=False).
+the daemon's to remove. A row that is not there yet, because its insert may not be
+committed, is waited for: a little in the worker, then by a retry. Tasks of other names
+than those of the daemon's bindings run. If the daemon cannot be asked, tasks run
+(fail_open, the default) or wait for their retry (fail_open=False).
 
 Single tasks, instead of all of them:
 
@@ -53,6 +54,10 @@ class Unreachable(Exception):
     """The daemon did not answer, or not in a way that tells."""
 
 
+class NotYet(Exception):
+    """The row is not there, and its insert may not be committed yet."""
+
+
 class Check:
     """The question, with everything that makes it cheap.
 
@@ -62,7 +67,8 @@ class Check:
     table: the bound table, where the daemon has several bindings that go by arguments.
     timeout: seconds for one answer.
     fail_open: run tasks when the daemon cannot be asked; else they are retried.
-    commit_wait: seconds to wait for a row that is not there yet.
+    commit_wait: seconds to wait in the worker for a row that is not there yet; then the
+        task is retried, until the daemon says that no insert of it can be under way.
     cache: seconds for which a row that exists is not asked for again.
     pause: seconds for which a daemon that did not answer is not asked again.
     """
@@ -84,6 +90,9 @@ class Check:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"orphanwatch: {url!r} is not the URL of a daemon, such as http://orphanwatch:8000")
         self._url = parts
+        token = (token or "").strip()
+        if not token.isascii() or any(c.isspace() for c in token):
+            raise ValueError("orphanwatch: the token is not one: it has spaces or other characters in it")
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._key_of = _key_of(row)
         self._table = table
@@ -102,18 +111,25 @@ class Check:
         self._known = {}
         self._silent_until = 0.0
 
-    def before(self, task, task_id, args, kwargs):
-        """Raise Ignore where the row of this task is gone."""
-        key = self._key_of(task, args, kwargs)
+    def before(self, task, task_id, args, kwargs, name=None):
+        """Raise Ignore where the row of this task is gone.
+
+        name: ask for a task of that name; None: it is known to be one of a binding."""
+        if task.request.is_eager:  # it has no message, and an id of its own
+            return
         try:
-            gone = self._gone(task_id, key)
-        except Unreachable as why:
+            key = self._key_of(task, args, kwargs)
+            gone = self._gone(task_id, key, name)
+        except NotYet as why:
+            log.info("%s[%s] is retried: %s", task.name, task_id, why)
+            raise self._again(task, min(5.0, 1 + self._commit_wait), why) from why
+        except Exception as why:
             if self._fail_open:
+                if not isinstance(why, Unreachable):
+                    log.exception("%s[%s] runs unchecked", task.name, task_id)
                 return
             log.warning("orphanwatch cannot be asked, %s[%s] is retried: %s", task.name, task_id, why)
-            # It is not to count as one of the task's own retries.
-            task.request.retries = (task.request.retries or 0) - 1
-            raise task.retry(countdown=self._pause, max_retries=1_000_000, exc=why) from why
+            raise self._again(task, self._pause, why) from why
         if not gone:
             return
         log.warning("%s[%s] is not run: its row%s is gone (%s)", task.name, task_id, f" {key}" if key else "", gone)
@@ -121,19 +137,25 @@ class Check:
             raise OrphanedTask(f"the row of {task.name}[{task_id}] is gone")
         raise Ignore()
 
+    @staticmethod
+    def _again(task, countdown, why):
+        """A retry that does not count as one of the task's own."""
+        task.request.retries = (task.request.retries or 0) - 1
+        return task.retry(countdown=countdown, exc=why, throw=False)
+
     def checked(self, function):
         """Decorate the function of a task: it is only called while the row exists."""
 
         @functools.wraps(function)
         def run(*args, **kwargs):
             task = current_task
-            if task and task.request.id and not task.request.is_eager:
+            if task and task.request.id:
                 self.before(task, task.request.id, task.request.args or (), task.request.kwargs or {})
             return function(*args, **kwargs)
 
         return run
 
-    def _gone(self, task_id, key):
+    def _gone(self, task_id, key, name):
         """The evidence that the row is gone, "" where it is there or cannot be told."""
         if self._pid != os.getpid():
             self._forget()
@@ -143,15 +165,17 @@ class Check:
             return ""
         deadline, wait = now + self._commit_wait, 0.05
         while True:
-            answer = self.ask(task_id, key)
+            answer = self.ask(task_id, key, name)
             if answer.get("exists") is not False:
                 if answer.get("exists"):
                     self._remember(what)
                 return ""
             evidence = answer.get("evidence") or "absent"
             left = deadline - time.monotonic()
-            if evidence == "deleted" or left <= 0:
+            if not answer.get("pending"):
                 return evidence
+            if left <= 0:
+                raise NotYet(f"its row{' ' + key if key else ''} is not there, and its insert may not be committed yet")
             time.sleep(min(wait, left))  # it may be on its way
             wait = min(2 * wait, 0.5)
 
@@ -164,9 +188,9 @@ class Check:
                     self._known.clear()
             self._known[what] = now + self._cache_seconds
 
-    def ask(self, task_id, key=None):
+    def ask(self, task_id, key=None, name=None):
         """The daemon's answer: {"exists": True, False or None, "evidence": ...}."""
-        query = {k: v for k, v in (("key", key), ("table", self._table if key else None)) if v}
+        query = {k: v for k, v in (("key", key), ("table", self._table if key else None), ("name", name)) if v}
         path = "/api/v1/tasks/" + urllib.parse.quote(task_id, safe="")
         return self.request("GET", path + ("?" + urllib.parse.urlencode(query) if query else ""))
 
@@ -220,7 +244,9 @@ class Check:
 def install(app, url, token=None, *, tasks=None, startup_timeout=10.0, **options):
     """Check all tasks of an application before they run, in its workers.
 
-    tasks: the names of those that are checked; None for all but Celery's own.
+    tasks: the names of those that are checked, each of which is known to have a row of a
+        binding; None for all but Celery's own: then the daemon tells which these are, by
+        the names of its bindings.
     startup_timeout: seconds for which a worker that starts waits for the daemon's
         pass; 0 for no pass.
     The other options are those of Check. It gives the Check.
@@ -232,7 +258,7 @@ def install(app, url, token=None, *, tasks=None, startup_timeout=10.0, **options
             return
         for name, task in app.tasks.items():
             if name in tasks if tasks is not None else not name.startswith("celery."):
-                _hook(type(task), check)
+                _hook(type(task), check, named=tasks is None)
         if startup_timeout <= 0:
             return
         try:
@@ -244,7 +270,7 @@ def install(app, url, token=None, *, tasks=None, startup_timeout=10.0, **options
     return check
 
 
-def _hook(cls, check):
+def _hook(cls, check, named):
     """Make before_start of a task's class ask first. Celery calls it in the process
     that runs the task, and takes an Ignore out of it for an answer."""
     before_start = cls.before_start
@@ -253,7 +279,7 @@ def _hook(cls, check):
 
     @functools.wraps(before_start)
     def checked(self, task_id, args, kwargs):
-        check.before(self, task_id, args, kwargs)
+        check.before(self, task_id, args, kwargs, self.name if named else None)
         return before_start(self, task_id, args, kwargs)
 
     checked.__module__ = __name__  # Celery overlooks what seems to be its own

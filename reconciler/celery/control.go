@@ -151,6 +151,15 @@ func (s *Store) FullCleanupDue(ctx context.Context, every time.Duration) (bool, 
 	return !last.IsZero(), failed("note the full cleanup", s.client.HSet(ctx, controlKey, fieldFull, now.UnixMilli()).Err())
 }
 
+// FullCleanupAgain makes the next full cleanup due in so long.
+func (s *Store) FullCleanupAgain(ctx context.Context, every, in time.Duration) error {
+	now, err := s.client.Time(ctx).Result()
+	if err == nil {
+		err = s.client.HSet(ctx, controlKey, fieldFull, now.Add(in-every).UnixMilli()).Err()
+	}
+	return failed("note the full cleanup", err)
+}
+
 // RecordIdentity keeps the database's identity at first start; stored is what
 // was recorded then, be it value or another.
 func (s *Store) RecordIdentity(ctx context.Context, value string) (stored string, err error) {

@@ -110,7 +110,7 @@ func (a *api) failed(ctx context.Context, err error) *Problem {
 	case errors.As(err, &p):
 		return p
 	case errors.As(err, &guarded):
-		return problem(http.StatusConflict, "%s; see GET /api/v1/cache/status, then let it through with POST /api/v1/resume?accept_absent=true, or go past it with ?force=true (both need the scope admin)", guarded)
+		return problem(http.StatusConflict, "%s; see GET /api/v1/cache/status; if all is right, go past it with ?force=true, or, where the guard has tripped, let it through with POST /api/v1/resume?accept_absent=true (both need the scope admin)", guarded)
 	case errors.Is(err, reconciler.ErrPaused):
 		return problem(http.StatusConflict, "%s; POST /api/v1/resume ends that", err)
 	case errors.Is(err, reconciler.ErrBusy):

@@ -35,7 +35,7 @@ func TestWhatIsCalled(t *testing.T) {
 	}{
 		{"GET", "/api/v1/cache/celery-tasks", "", `tasks false 100 ""`},
 		{"GET", "/api/v1/cache/celery-tasks?show_orphaned_only=true&limit=1000&cursor=a%2Bb", "", `tasks true 1000 "a+b"`},
-		{"GET", "/api/v1/tasks/a%2Fb%20c?table=public.t&key=k", "", `check "a/b c" {"public.t" "k"}`},
+		{"GET", "/api/v1/tasks/a%2Fb%20c?table=public.t&key=k&name=app.x", "", `check "a/b c" {"public.t" "k" "app.x"}`},
 		{"GET", "/api/v1/tasks/history/history", "", `history "history"`},
 		{"POST", orphanedPath, "", "orphaned api dry=false force=false"},
 		{"POST", orphanedPath, " {} ", "orphaned api dry=false force=false"},

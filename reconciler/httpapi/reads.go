@@ -71,13 +71,14 @@ type checkInput struct {
 	TaskPath
 	Table string `query:"table" maxLength:"512" doc:"schema.table of a binding, where the id does not tell"`
 	Key   string `query:"key" maxLength:"512" doc:"the row's key, where the id is not it"`
+	Name  string `query:"name" maxLength:"512" doc:"the Celery task name: then absence counts only for a binding that has it in its names"`
 }
 
 func (a *api) check(ctx context.Context, in *checkInput) (*output[reconciler.CheckReport], error) {
 	if a.o.Services.Reader == nil {
 		return nil, errNotAvailable
 	}
-	report, err := a.o.Services.Reader.Check(ctx, in.ID, reconciler.RowQuery{Table: in.Table, Key: in.Key})
+	report, err := a.o.Services.Reader.Check(ctx, in.ID, reconciler.RowQuery{Table: in.Table, Key: in.Key, Name: in.Name})
 	return answered(report, report.Reason), err
 }
 

@@ -32,6 +32,8 @@ const (
 	// to lockedRounds times, a second apart.
 	maxAgain     = 10_000
 	lockedRounds = 3
+	// askEvery is how often it is asked whether it may go on.
+	askEvery = time.Second
 )
 
 // written tells whether a version of a row was written by a transaction that had
@@ -56,6 +58,7 @@ type walk struct {
 	how reconciler.ChildRemoval
 
 	size    int
+	asked   time.Time // when MayGoOn was
 	removed int64
 	stuck   int
 	first   error // why the first of them is stuck
@@ -135,6 +138,12 @@ func (w *walk) span(ctx context.Context, r keyRange) error {
 func (w *walk) mayGoOn(ctx context.Context) error {
 	if w.how.Limit > 0 && w.removed >= w.how.Limit {
 		return &reconciler.GuardedError{Reason: fmt.Sprintf("more rows of %s have lost their parent meanwhile than were counted", w.c.t.Name())}
+	}
+	if now := time.Now(); w.how.MayGoOn != nil && now.Sub(w.asked) > askEvery {
+		w.asked = now
+		if err := w.how.MayGoOn(ctx); err != nil {
+			return err
+		}
 	}
 	return ctx.Err()
 }
