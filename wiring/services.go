@@ -47,12 +47,6 @@ func (s services) FullCleanup(ctx context.Context, c reconciler.Cleanup) (reconc
 	return s.Operator.FullCleanup(ctx, 0, c)
 }
 
-// restoredTask is what restore did, or would do.
-type restoredTask struct {
-	Restored []Restored `json:"restored"`
-	DryRun   bool       `json:"dry_run"`
-}
-
 // Restore puts back what was removed of one task.
 func (s services) Restore(ctx context.Context, id string, hold time.Duration, dryRun bool) (any, error) {
 	restore := func() ([]Restored, error) { return s.Celery.Restore(ctx, []string{id}, hold) }
@@ -60,18 +54,18 @@ func (s services) Restore(ctx context.Context, id string, hold time.Duration, dr
 		restore = func() ([]Restored, error) { return s.RestorePreview(ctx, id) }
 	}
 	all, err := restore()
-	return restoredTask{Restored: append([]Restored{}, all...), DryRun: dryRun}, err
+	return NewRestoreReport(all, nil, dryRun), err
 }
 
-// Pause stops removals, and gives the state.
+// Pause stops removals.
 func (s services) Pause(ctx context.Context, by string) (any, error) {
 	if err := s.Operator.Pause(ctx, by); err != nil {
 		return nil, err
 	}
-	return s.Celery.State(ctx)
+	return s.Ordered(ctx)
 }
 
-// Resume lets them go on, and gives the state.
+// Resume lets them go on.
 func (s services) Resume(ctx context.Context, acceptAbsent bool, _ string) (any, error) {
 	resume := s.Operator.Resume
 	if acceptAbsent {
@@ -80,7 +74,7 @@ func (s services) Resume(ctx context.Context, acceptAbsent bool, _ string) (any,
 	if err := resume(ctx); err != nil {
 		return nil, err
 	}
-	return s.Celery.State(ctx)
+	return s.Ordered(ctx)
 }
 
 // initializeTick is how often the leader's state is looked at.

@@ -8,21 +8,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/orphanwatch/orphanwatch/reconciler"
 	"github.com/orphanwatch/orphanwatch/wiring"
 )
-
-// orderReport is what pause and resume print.
-type orderReport struct {
-	Paused   bool             `json:"paused"`
-	Since    time.Time        `json:"since,omitzero"`
-	By       string           `json:"by,omitempty"`
-	Guard    *reconciler.Trip `json:"guard"`
-	Accepted bool             `json:"accepted,omitempty"`
-	// Leader is the copy that carries the order out, "" where none leads.
-	Leader string `json:"leader"`
-	DryRun bool   `json:"dry_run"`
-}
 
 // operator is user@host, for the others to know whom to ask.
 func operator() string {
@@ -34,31 +21,6 @@ func operator() string {
 		host = h
 	}
 	return name + "@" + host
-}
-
-// before reads what holds before an order.
-func before(ctx context.Context, stores *wiring.Stores) (wiring.ControlState, *reconciler.Trip, string, error) {
-	state, err := stores.Celery.State(ctx)
-	if err != nil {
-		return state, nil, "", err
-	}
-	trip, err := wiring.TripOf(state)
-	if err != nil {
-		return state, nil, "", err
-	}
-	daemons, err := stores.Daemons(ctx)
-	if err != nil {
-		return state, nil, "", err
-	}
-	for _, d := range daemons {
-		if d.Role == "leader" {
-			if d.Guard != nil {
-				trip = d.Guard
-			}
-			return state, trip, d.Instance, nil
-		}
-	}
-	return state, trip, "", nil
 }
 
 func (c *cli) pauseCommand() *cobra.Command {
@@ -79,14 +41,14 @@ once and over restarts.`,
 			defer stores.Close()
 			ctx, cancel := wiring.Bounded(cmd.Context())
 			defer cancel()
-			was, trip, leader, err := before(ctx, stores)
+			was, err := stores.Ordered(ctx)
 			if err != nil {
 				return err
 			}
 			by := operator()
 			switch {
 			case was.Paused:
-				c.progress("removals are paused already, since %s by %s", clock(was.PausedSince), was.PausedBy)
+				c.progress("removals are paused already, since %s by %s", clock(was.Since), was.By)
 			case dryRun:
 				c.progress("removals would be paused, by %s", by)
 			default:
@@ -96,23 +58,24 @@ once and over restarts.`,
 				}
 				c.progress("removals are paused, by %s; to go on: orphanwatch resume", by)
 			}
-			if leader == "" && !dryRun {
+			if was.Leader == "" && !dryRun {
 				c.progress("no daemon leads now; one that starts finds removals paused")
 			}
 			now := was
 			if !dryRun {
-				if now, err = stores.Celery.State(ctx); err != nil {
+				if now, err = stores.Ordered(ctx); err != nil {
 					return err
 				}
 			}
-			return c.printOrder(orderReport{Paused: now.Paused, Since: now.PausedSince, By: now.PausedBy, Guard: trip, Leader: leader, DryRun: dryRun})
+			now.DryRun = dryRun
+			return c.printOrder(now)
 		},
 	}
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only tell what would change")
 	return cmd
 }
 
-func (c *cli) printOrder(r orderReport) error {
+func (c *cli) printOrder(r wiring.OrderReport) error {
 	if c.output == outputJSON {
 		return c.printJSON(r)
 	}
@@ -150,14 +113,14 @@ before.`,
 }
 
 func (c *cli) resume(ctx context.Context, stores *wiring.Stores, accept, dryRun bool) error {
-	was, trip, leader, err := before(ctx, stores)
+	was, err := stores.Ordered(ctx)
 	if err != nil {
 		return err
 	}
-	c.tellResume(was, trip, accept)
-	report := orderReport{Guard: trip, Accepted: accept && trip != nil, Leader: leader, DryRun: dryRun}
+	c.tellResume(was, accept)
+	report := was
+	report.Accepted, report.DryRun = accept && was.Guard != nil, dryRun
 	if dryRun {
-		report.Paused, report.Since, report.By = was.Paused, was.PausedSince, was.PausedBy
 		c.progress("nothing was changed (--dry-run)")
 		return c.printOrder(report)
 	}
@@ -171,16 +134,18 @@ func (c *cli) resume(ctx context.Context, stores *wiring.Stores, accept, dryRun 
 	if err != nil {
 		return err
 	}
-	if leader == "" {
+	report.Paused, report.Since, report.By = false, time.Time{}, ""
+	if was.Leader == "" {
 		c.progress("no daemon leads now: the order waits in Redis until one does")
 	}
 	return c.printOrder(report)
 }
 
 // tellResume says what holds, and what will happen.
-func (c *cli) tellResume(was wiring.ControlState, trip *reconciler.Trip, accept bool) {
+func (c *cli) tellResume(was wiring.OrderReport, accept bool) {
+	trip := was.Guard
 	if was.Paused {
-		c.progress("removals go on; they were paused since %s by %s", clock(was.PausedSince), was.PausedBy)
+		c.progress("removals go on; they were paused since %s by %s", clock(was.Since), was.By)
 	}
 	switch {
 	case trip != nil:

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/orphanwatch/orphanwatch/deploy/sandbox"
+	"github.com/orphanwatch/orphanwatch/wiring"
 )
 
 func TestPauseResumeWithoutDaemon(t *testing.T) {
@@ -16,7 +17,7 @@ func TestPauseResumeWithoutDaemon(t *testing.T) {
 	}
 	s.expect(exitOK, []string{"pause"}, "removals are paused, by ", "no daemon leads now; one that starts finds removals paused")
 	s.expect(exitOK, []string{"pause"}, "removals are paused already, since ")
-	var order orderReport
+	var order wiring.OrderReport
 	s.decode(exitOK, &order, "pause")
 	if !order.Paused || order.Since.IsZero() || order.Leader != "" {
 		t.Errorf("%+v", order)
@@ -50,7 +51,7 @@ func TestResumeAcceptAbsent(t *testing.T) {
 	if n := s.client.Exists(t.Context(), result+living, result+doomed).Val(); n != 2 {
 		t.Errorf("%d of 2 results are left", n)
 	}
-	var order orderReport
+	var order wiring.OrderReport
 	s.decode(exitOK, &order, "resume", "--accept-absent")
 	if order.Guard == nil || !order.Accepted || order.Leader == "" || order.Paused {
 		t.Errorf("%+v", order)

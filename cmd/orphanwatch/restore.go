@@ -57,11 +57,14 @@ Exit code 1 if nothing is remembered of a given id.`,
 			do := func() (any, error) {
 				switch {
 				case len(ids) > 0:
-					return r, r.ids(cmd.Context(), ids)
+					err := r.ids(cmd.Context(), ids)
+					return r.report, err
 				case queue != "":
-					return r, r.queue(cmd.Context(), queue, since)
+					err := r.queue(cmd.Context(), queue, since)
+					return r.report, err
 				}
-				return r, r.since(cmd.Context(), since)
+				err := r.since(cmd.Context(), since)
+				return r.report, err
 			}
 			if dryRun {
 				_, err = do()
@@ -86,16 +89,7 @@ type restore struct {
 	dryRun bool
 	all    []wiring.Restored
 	queues []wiring.PurgedQueue
-	counts map[string]int // by status, once it is printed
-}
-
-// Counts is what the audit log keeps of it.
-func (r *restore) Counts() map[string]int64 {
-	out := make(map[string]int64, len(r.counts))
-	for status, n := range r.counts {
-		out[status] = int64(n)
-	}
-	return out
+	report wiring.RestoreReport // once it is printed
 }
 
 func (r *restore) ids(ctx context.Context, ids []string) error {
@@ -163,16 +157,11 @@ func (r *restore) since(ctx context.Context, since time.Duration) error {
 // restorePatience is for how long one page may take.
 const restorePatience = 10 * time.Second
 
-// restoreReport is what restore prints.
-type restoreReport struct {
-	Restored []wiring.Restored    `json:"restored"`
-	Queues   []wiring.PurgedQueue `json:"queues"`
-	Counts   map[string]int       `json:"counts"`
-	DryRun   bool                 `json:"dry_run"`
-}
-
 func (r *restore) print() error {
-	report := restoreReport{Restored: r.all, Queues: r.queues, Counts: map[string]int{"restored": 0, "exists": 0, "expired": 0, "gone": 0, "unplaced": 0}, DryRun: r.dryRun}
+	r.report = wiring.NewRestoreReport(r.all, r.queues, r.dryRun)
+	if r.output == outputJSON {
+		return r.printJSON(r.report)
+	}
 	var rows []table.Row
 	revoked := 0
 	for _, s := range r.all {
@@ -187,7 +176,6 @@ func (r *restore) print() error {
 			rows = append(rows, table.Row{s.Kind, s.ID, "", "nothing left to restore", until})
 		}
 		for _, key := range s.Keys {
-			report.Counts[key.Status]++
 			status := key.Status
 			if r.dryRun && status == "restored" {
 				status = "would be restored"
@@ -199,23 +187,13 @@ func (r *restore) print() error {
 			rows = append(rows, table.Row{s.Kind, s.ID, name, status, until})
 		}
 	}
-	rows = append(rows, r.queueRows(report.Counts)...)
-	r.counts = report.Counts
-	if r.output == outputJSON {
-		if report.Queues == nil {
-			report.Queues = []wiring.PurgedQueue{}
-		}
-		if report.Restored == nil {
-			report.Restored = []wiring.Restored{}
-		}
-		return r.printJSON(report)
-	}
+	rows = append(rows, r.queueRows()...)
 	if len(rows) > 0 {
 		if err := r.printTable(table.Row{"kind", "id", "key", "status", "held until"}, rows); err != nil {
 			return err
 		}
 	}
-	n := report.Counts
+	n := r.report.Keys
 	verb := "restored"
 	if r.dryRun {
 		verb = "would be restored"

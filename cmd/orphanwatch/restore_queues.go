@@ -62,8 +62,8 @@ func (r *restore) kept(ctx context.Context, queue string, since time.Duration) (
 	return r.stores.Broker.Purged(ctx, queue, since)
 }
 
-// queueRows are the purges as rows; their messages are added to the counts.
-func (r *restore) queueRows(counts map[string]int) []table.Row {
+// queueRows are the purges as rows.
+func (r *restore) queueRows() []table.Row {
 	var rows []table.Row
 	for _, p := range r.queues {
 		restored, verb := p.Restored, "restored"
@@ -71,14 +71,12 @@ func (r *restore) queueRows(counts map[string]int) []table.Row {
 			restored, verb = p.Messages, "would be restored"
 		}
 		status := fmt.Sprintf("%d %s %s", restored, p.Kind, verb)
-		counts["restored"] += int(restored)
 		for _, more := range []struct {
 			name string
 			n    int64
 		}{{"incomplete", p.Incomplete}, {"unplaced", p.Unplaced}, {"gone", p.Gone}} {
 			if more.n > 0 {
 				status += fmt.Sprintf(", %d %s", more.n, more.name)
-				counts[more.name] += int(more.n)
 			}
 		}
 		rows = append(rows, table.Row{"queue", p.Queue, "purged " + clock(p.At) + " from " + printable(p.List), status, ""})

@@ -32,9 +32,9 @@ func TestRestore(t *testing.T) {
 	s.expect(exitError, []string{"restore", living}, living+": nothing is remembered of it", "0 restored")
 	s.gone(result + doomed) // nothing has changed so far
 
-	var report restoreReport
+	var report wiring.RestoreReport
 	s.decode(exitError, &report, "restore", living, doomed)
-	if len(report.Restored) != 1 || report.Counts["restored"] != 1 || report.Restored[0].HoldUntil.IsZero() {
+	if len(report.Restored) != 1 || report.Keys["restored"] != 1 || report.Restored[0].HoldUntil.IsZero() {
 		t.Errorf("%+v", report)
 	}
 	if value, err := s.client.Get(t.Context(), result+doomed).Result(); err != nil || value != "2" {
@@ -109,9 +109,9 @@ func TestRestoreQueue(t *testing.T) {
 	whole()
 
 	purge()
-	var report restoreReport
+	var report wiring.RestoreReport
 	s.decode(exitOK, &report, "restore", "--since", "10m")
-	if len(report.Queues) != 2 || report.Counts["restored"] != 2 || report.Counts["incomplete"] != 2 || report.Queues[0].List != list {
+	if len(report.Queues) != 2 || report.Keys["restored"] != 2 || report.Keys["incomplete"] != 2 || report.Queues[0].List != list {
 		t.Errorf("%+v", report)
 	}
 	whole()
