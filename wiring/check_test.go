@@ -123,7 +123,7 @@ func TestTheCheckFailsOpen(t *testing.T) {
 	require.NoError(t, err)
 	defer silent.Close()
 	a.checking(silent.Addr().String(), "owt_none", map[string]any{"startup_timeout": 0})
-	a.work(1, nil)
+	w := a.work(1, nil)
 	began := time.Now()
 	a.awaitRuns(recovery, 1, a.send(1, a.scan(rows[0], nil, nil)))
 	first := time.Since(began)
@@ -133,6 +133,7 @@ func TestTheCheckFailsOpen(t *testing.T) {
 	t.Logf("without an answer: the first task after %v, 40 more within %v", first, rest)
 	require.Less(t, first, 5*time.Second)
 	require.Less(t, rest, 5*time.Second, "40 times a timeout is 40 s")
+	a.awaitLine(w, "tasks run unchecked: ")
 }
 
 // fail_open=False: tasks wait for the daemon, and do not lose a retry of their own.

@@ -15,12 +15,18 @@ import (
 	"github.com/orphanwatch/orphanwatch/deploy/sandbox"
 )
 
-var stressRuns = flag.Int("stress.runs", 1, "how often TestStress stresses")
+var (
+	stressRuns  = flag.Int("stress.runs", 1, "how often TestStress stresses")
+	stressCheck = flag.Bool("stress.check", false, "the workers of TestStress check each task before it runs")
+)
 
 // While 4,000 messages are produced and consumed, 800 rows are deleted whose tasks
 // have not started: they never run, and the others run once. More often by
 //
 //	go test ./wiring -run TestStress -stress.runs 5 -v
+//
+// What a worker is just starting as the delete commits only the worker itself can stop:
+// with -stress.check.
 func TestStress(t *testing.T) {
 	for i := range *stressRuns {
 		t.Run(fmt.Sprint(i+1), stress) // alone on the machine: what it judges is a matter of time
@@ -48,8 +54,12 @@ func stress(t *testing.T) {
 	sandbox.AwaitTB(t, recovery, "a backlog", sandbox.Until(func() bool {
 		return a.broker.LLen(t.Context(), "celery").Val() >= stressBacklog/2
 	}))
-	a.run()
+	token := a.withTokens("read")
+	d := a.run()
 	a.firstPass()
+	if *stressCheck {
+		a.checking(d.addr, token, map[string]any{"startup_timeout": 0})
+	}
 	a.work(2, nil)
 	a.work(2, nil)
 	begin := time.Now()

@@ -110,6 +110,7 @@ class Check:
         self._pid = os.getpid()
         self._known = {}
         self._silent_until = 0.0
+        self._told_until = 0.0
 
     def before(self, task, task_id, args, kwargs, name=None):
         """Raise Ignore where the row of this task is gone.
@@ -125,8 +126,9 @@ class Check:
             raise self._again(task, min(5.0, 1 + self._commit_wait), why) from why
         except Exception as why:
             if self._fail_open:
-                if not isinstance(why, Unreachable):
-                    log.exception("%s[%s] runs unchecked", task.name, task_id)
+                if time.monotonic() >= self._told_until:  # a wrong token must not stay unseen
+                    self._told_until = time.monotonic() + self._pause
+                    log.warning("tasks run unchecked: %s", why, exc_info=not isinstance(why, Unreachable))
                 return
             log.warning("orphanwatch cannot be asked, %s[%s] is retried: %s", task.name, task_id, why)
             raise self._again(task, self._pause, why) from why
