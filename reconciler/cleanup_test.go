@@ -3,6 +3,7 @@ package reconciler
 import (
 	"context"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -62,9 +63,14 @@ func orphans(t *testing.T, n int) (*world, *place) {
 	return w, p
 }
 
-// quick lets the clock run whenever a cleanup tells how far it is.
+// quick lets the clock run whenever a cleanup tells that it removes or waits: what it
+// tells of its pass comes from beside it.
 func (w *world) quick(c Cleanup) Cleanup {
-	c.Progress = func(Progress) { w.clock = w.clock.Add(10 * time.Second) }
+	c.Progress = func(p Progress) {
+		if p.Stage == "removing" || strings.HasPrefix(p.Stage, "waiting (") {
+			w.clock = w.clock.Add(10 * time.Second)
+		}
+	}
 	return c
 }
 
@@ -87,10 +93,14 @@ func TestCleanupEndsWithMoreHeldThanAPassHolds(t *testing.T) {
 func TestCleanupIsGuardedByItsOwnPass(t *testing.T) {
 	w, _ := orphans(t, 100)
 	w.records[TaskSubject("k0")] = &worldRecord{evidence: Deleted}
-	c := Cleanup{Trigger: ByAPI, Progress: func(Progress) {
-		w.clock = w.clock.Add(10 * time.Second)
-		w.update(func(p *Pass) { *p = Pass{Reason: "asked for", Stage: stageScan} })
-	}}
+	c := w.quick(Cleanup{Trigger: ByAPI})
+	quick := c.Progress
+	c.Progress = func(p Progress) {
+		quick(p)
+		if p.Stage == "removing" {
+			w.update(func(p *Pass) { *p = Pass{Reason: "asked for", Stage: stageScan} })
+		}
+	}
 	report, err := w.CleanupOrphaned(t.Context(), farTerm, c)
 	var guarded *GuardedError
 	require.ErrorAs(t, err, &guarded)
