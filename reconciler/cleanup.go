@@ -205,7 +205,7 @@ func (r *Reconciler) settle(ctx context.Context, term Term, c Cleanup, works []*
 			}
 		}
 		c.tell(Progress{Stage: waitingFor(jobs), Done: total - int64(len(jobs)), Total: total})
-		if err := waitUntil(ctx, next.Sub(r.Now())); err != nil {
+		if err := pause(ctx, next.Sub(r.Now())); err != nil {
 			return err
 		}
 	}
@@ -222,17 +222,6 @@ func waitingFor(jobs []*job) string {
 		}
 	}
 	return "waiting (" + string(most) + ")"
-}
-
-func waitUntil(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(max(d, 0))
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-timer.C:
-		return nil
-	}
 }
 
 // dueBatches are the due jobs, those of messages apart: they are judged by sweeps.

@@ -26,8 +26,8 @@ asks; elsewhere it needs --yes.`,
 	u := c.cleanupFlags(cmd, false)
 	cmd.Flags().IntVar(&hours, "hours", 0, "older than that, 1 to 168 (default: policy.max_age_hours)")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if cmd.Flags().Changed("hours") && (hours < 1 || hours > 168) {
-			return usageError{errors.New("--hours must be from 1 to 168")}
+		if err := checkHours(cmd, hours); err != nil {
+			return err
 		}
 		o, err := c.operator()
 		if err != nil {
@@ -45,6 +45,13 @@ asks; elsewhere it needs --yes.`,
 		})
 	}
 	return cmd
+}
+
+func checkHours(cmd *cobra.Command, hours int) error {
+	if cmd.Flags().Changed("hours") && (hours < 1 || hours > 168) {
+		return usageError{errors.New("--hours must be from 1 to 168")}
+	}
+	return nil
 }
 
 func (c *cli) printExpired(r reconciler.ExpiredReport) error {

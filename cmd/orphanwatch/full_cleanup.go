@@ -27,8 +27,8 @@ The daemon does it by itself every policy.full_cleanup_interval.`,
 	u := c.cleanupFlags(cmd, true)
 	cmd.Flags().IntVar(&hours, "hours", 0, "results older than that, 1 to 168 (default: policy.max_age_hours)")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if cmd.Flags().Changed("hours") && (hours < 1 || hours > 168) {
-			return usageError{errors.New("--hours must be from 1 to 168")}
+		if err := checkHours(cmd, hours); err != nil {
+			return err
 		}
 		o, err := c.operator()
 		if err != nil {
