@@ -2,9 +2,11 @@ package postgres_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -284,14 +286,29 @@ func TestChildrenRights(t *testing.T) {
 	}
 	exec(t, h.conn, `ALTER TABLE more ENABLE ROW LEVEL SECURITY`, `CREATE POLICY none ON more USING (false)`)
 	blocker := connect(t, h.url)
-	exec(t, blocker, `BEGIN`, `SELECT * FROM logs WHERE id = 2 FOR UPDATE`) // without UPDATE it is waited for, for a moment
 	done := make(chan error, 1)
-	go func() {
-		time.Sleep(300 * time.Millisecond)
-		_, err := blocker.Exec(context.Background(), `COMMIT`)
-		done <- err
-	}()
-	report := h.clean(reconciler.Cleanup{})
+	watch, held := connect(t, h.url), blocker.PgConn().PID()
+	release := func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		err := sandbox.Await(ctx, "a batch to wait for the row", func() error {
+			waits := false
+			err := watch.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM pg_stat_activity WHERE $1::int = ANY (pg_blocking_pids(pid)))`, held).Scan(&waits)
+			if err == nil && !waits {
+				err = errors.New("none does")
+			}
+			return err
+		})
+		_, committed := blocker.Exec(context.Background(), `COMMIT`)
+		done <- errors.Join(err, committed)
+	}
+	// It is locked when the cleanup has waited for what was open before: without UPDATE
+	// a batch then waits for it, for a moment.
+	lock := sync.OnceFunc(func() {
+		exec(t, blocker, `BEGIN`, `SELECT * FROM logs WHERE id = 2 FOR UPDATE`)
+		go release()
+	})
+	report := h.clean(reconciler.Cleanup{MayGoOn: func(context.Context) error { lock(); return nil }})
 	require.NoError(t, <-done)
 	require.Equal(t, map[string]int64{"public.logs": 1}, report.Tables)
 	requireHints(t, map[string]string{"public.more": "a policy hides rows"}, report.Errors)
