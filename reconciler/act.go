@@ -21,13 +21,17 @@ func (r *Reconciler) remove(ctx context.Context, term Term, all []*unit, verdict
 	}
 	began := r.Now()
 	results, err := r.Artifacts.Remove(ctx, term.Epoch, removals)
+	r.telemetry.step(spansOf(units, spans), r.telemetry.steps.remove, began, err)
 	if err != nil {
 		return fmt.Errorf("remove: %w", err)
 	}
-	r.telemetry.step(ctx, spansOf(units, spans), stepRemove, began, r.Now())
+	at := r.Now()
 	for j, u := range units {
 		res := results[j]
 		v := Verdict{Decision: u.decision, Removed: res.Count}
+		if total(res.Count) > 0 {
+			v.At = at
+		}
 		if res.Status == Removed && total(res.Count) == 0 {
 			v.Outcome, v.Reason = OutcomeNoop, "it has gone by itself"
 		}

@@ -83,7 +83,7 @@ func (r *Reconciler) cleanOrphaned(ctx context.Context, term Term, c Cleanup, re
 }
 
 func (s Suspect) work(c Cleanup, now time.Time) *Work {
-	w := &Work{Subject: s.Subject, Spelling: s.Spelling, Trigger: c.Trigger, Seen: now, Accepted: s.Accepted, Explicit: !c.Scheduled}
+	w := &Work{Subject: s.Subject, Spelling: s.Spelling, Trigger: c.Trigger, Seen: now, Accepted: s.Accepted, Explicit: !c.Scheduled, Cause: s.Cause}
 	if s.Message != nil {
 		w.See(s.Message)
 	}

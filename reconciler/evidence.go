@@ -23,6 +23,8 @@ type Commit struct {
 	LSN LSN
 	// Time is the commit's own time, by the database server's clock.
 	Time time.Time
+	// Ours is Time by our clock.
+	Ours time.Time
 	// TraceParent is what the transaction emitted under the prefix traceparent, or "".
 	TraceParent string
 }
@@ -33,6 +35,8 @@ type Deletion struct {
 	Binding int
 	Key     string
 	Commit  *Commit
+	// Trail joins the traces of what is done about it; nil for none, or no longer.
+	Trail *Trail
 }
 
 // Snapshot is pg_current_snapshot(): which transactions' effects a later

@@ -40,8 +40,6 @@ const (
 	MaxExpiry = 168 * time.Hour
 )
 
-const spanExpired = "cleanup expired"
-
 // CleanupExpired removes results that are older than maxAge, a whole number of hours
 // from MinExpiry to MaxExpiry, by their date_done, also those of rows that exist.
 // Results without a date that can be read get maxAge for a TTL unless they have one.

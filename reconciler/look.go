@@ -37,10 +37,10 @@ func (r *Reconciler) look(ctx context.Context, works []*Work, spans []*workSpan)
 	}
 	began := r.Now()
 	found, err := r.Artifacts.Look(ctx, looksOf(units))
+	r.telemetry.step(spans, r.telemetry.steps.artifacts, began, err)
 	if err != nil {
 		return nil, fmt.Errorf("read artifacts: %w", err)
 	}
-	r.telemetry.step(ctx, spans, stepArtifacts, began, r.Now())
 	there := make([]*unit, 0, len(units))
 	for i, u := range units {
 		u.found = found[i]
@@ -74,10 +74,10 @@ func (r *Reconciler) lookRows(ctx context.Context, works []*Work, units []*unit,
 	}
 	began := r.Now()
 	answer, err := r.Rows.Look(ctx, looks)
+	r.telemetry.step(spansOf(units, spans), r.telemetry.steps.rows, began, err)
 	if err != nil {
 		return fmt.Errorf("read rows: %w", err)
 	}
-	r.telemetry.step(ctx, spans, stepRows, began, r.Now())
 	for i, u := range units {
 		u.row = answer.States[i]
 		deletions := works[u.of].Deletions

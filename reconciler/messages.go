@@ -65,10 +65,11 @@ func (r *Reconciler) sweepFor(ctx context.Context, wanted []*unit, spans []*work
 		}
 	}
 	began := r.Now()
-	if err := r.Messages.Sweep(ctx, s.take); err != nil {
+	err := r.Messages.Sweep(ctx, s.take)
+	r.telemetry.step(spansOf(wanted, spans), r.telemetry.steps.sweep, began, err)
+	if err != nil {
 		return nil, fmt.Errorf("sweep over messages: %w", err)
 	}
-	r.telemetry.step(ctx, spansOf(wanted, spans), stepSweep, began, r.Now())
 	for _, u := range wanted {
 		u.work.Messages = u.work.Messages[:0]
 	}
@@ -170,10 +171,10 @@ func (r *Reconciler) lookTasks(ctx context.Context, works []*Work, units []*unit
 	}
 	began := r.Now()
 	found, err := r.Artifacts.Look(ctx, looksOf(units))
+	r.telemetry.step(spansOf(units, spans), r.telemetry.steps.artifacts, began, err)
 	if err != nil {
 		return fmt.Errorf("read artifacts: %w", err)
 	}
-	r.telemetry.step(ctx, spansOf(units, spans), stepArtifacts, began, r.Now())
 	for i, u := range units {
 		messages, ended := u.found.Artifacts, found[i].Ended
 		for _, a := range found[i].Artifacts {

@@ -66,6 +66,8 @@ type Options struct {
 	// Memory of deletions seen; shared with whoever offers them.
 	Memory *Memory
 	Log    *slog.Logger
+	// Stores are what spans tell of them.
+	Stores Stores
 	// Now is the clock; nil for time.Now.
 	Now func() time.Time
 }
@@ -150,7 +152,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, term Term, works []*Work) ([
 			verdicts[i] = failed(err, w.Attempts)
 		}
 	}
-	r.telemetry.end(ctx, works, verdicts, spans, start, r.Now())
+	r.telemetry.end(ctx, works, verdicts, spans, start)
 	if stale {
 		return verdicts, ErrStale
 	}
@@ -215,7 +217,7 @@ func (r *Reconciler) judge(ctx context.Context, term Term, works []*Work, verdic
 		return err
 	}
 	r.notice(works, units)
-	if err := r.decide(ctx, term, works, units); err != nil {
+	if err := r.decide(ctx, term, works, units, spans); err != nil {
 		return err
 	}
 	// Looking at messages again is dear, so what only waits for nobody to be
@@ -268,12 +270,15 @@ func (r *Reconciler) notice(works []*Work, units []*unit) {
 	}
 }
 
-func (r *Reconciler) decide(ctx context.Context, term Term, works []*Work, units []*unit) error {
+func (r *Reconciler) decide(ctx context.Context, term Term, works []*Work, units []*unit, spans []*workSpan) error {
+	began := r.Now()
 	for _, u := range units {
 		u.situation = r.situation(term, u, r.Now())
 		u.decision = Decide(u.situation)
 	}
-	return r.guard(ctx, works, units)
+	err := r.guard(ctx, works, units)
+	r.telemetry.step(spansOf(units, spans), r.telemetry.steps.decide, began, err)
+	return err
 }
 
 // judgeLate fences units that were too late to be prompt, and judges them again
@@ -288,7 +293,7 @@ func (r *Reconciler) judgeLate(ctx context.Context, term Term, works []*Work, un
 	if err := r.lookRows(ctx, works, units, spans); err != nil {
 		return err
 	}
-	return r.decide(ctx, term, works, units)
+	return r.decide(ctx, term, works, units, spans)
 }
 
 // unfenced are the works that wait, and have no fence yet.

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"go.opentelemetry.io/otel/trace"
 )
 
 // Pass is the progress, and in the end the report, of a resync.
@@ -67,6 +69,8 @@ type Suspect struct {
 	// Deleted: its deletion is known. Table is that of the binding it may be of.
 	Deleted bool
 	Table   string
+	// Cause is the span in which it was submitted: at most maxLinks have the same.
+	Cause trace.SpanContext
 }
 
 // Progress is the pass under way, or the last one.
@@ -132,7 +136,9 @@ func (r *Reconciler) resync(ctx context.Context, term Term, o passOptions) (out 
 		return out, ctx.Err()
 	}
 	r.update(func(p *Pass) { *p = Pass{Reason: o.reason, Started: r.Now(), Stage: stageScan} })
+	ctx, span := r.telemetry.tracer.Start(ctx, spanResync)
 	out, err = r.compareAll(ctx, term, o)
+	r.telemetry.passed(span, r.Progress(), out, err)
 	r.update(func(p *Pass) {
 		p.Ended, p.Stage = r.Now(), StageDone
 		if err != nil {
@@ -147,15 +153,18 @@ func (r *Reconciler) resync(ctx context.Context, term Term, o passOptions) (out 
 
 func (r *Reconciler) compareAll(ctx context.Context, term Term, o passOptions) (out passOutcome, err error) {
 	c := newComparison(r)
-	if err := r.Scanner.Scan(ctx, func(ls []Look) error { return c.add(ctx, ls) }); err != nil {
-		return out, fmt.Errorf("scan redis: %w", err)
+	scan := func(ctx context.Context) error {
+		if err := r.Scanner.Scan(ctx, func(ls []Look) error { return c.add(ctx, ls) }); err != nil {
+			return fmt.Errorf("scan redis: %w", err)
+		}
+		return c.flush(ctx)
 	}
-	if err := c.flush(ctx); err != nil {
+	if err := r.telemetry.stage(ctx, stageScan, scan); err != nil {
 		return out, err
 	}
 	m := &messageLook{r: r, unknown: c.unknown}
 	if r.Messages != nil {
-		if err := r.sweepAll(ctx, m); err != nil {
+		if err := r.telemetry.stage(ctx, stageSweep, func(ctx context.Context) error { return r.sweepAll(ctx, m) }); err != nil {
 			return out, err
 		}
 	}
@@ -166,12 +175,17 @@ func (r *Reconciler) compareAll(ctx context.Context, term Term, o passOptions) (
 		return out, fmt.Errorf("note the log position: %w", err)
 	}
 	r.update(func(p *Pass) { p.Stage = stageWait })
-	if err := waitPosition(ctx, term, now.At); err != nil {
+	if err := r.telemetry.stage(ctx, stageWait, func(ctx context.Context) error { return waitPosition(ctx, term, now.At) }); err != nil {
 		return out, err
 	}
 	r.update(func(p *Pass) { p.Stage = stageJudge })
-	t, confirmed, err := r.classify(ctx, c, m)
-	if err != nil {
+	var t tally
+	var confirmed []confirmedSuspect
+	judge := func(ctx context.Context) (err error) {
+		t, confirmed, err = r.classify(ctx, c, m)
+		return err
+	}
+	if err := r.telemetry.stage(ctx, stageJudge, judge); err != nil {
 		return out, err
 	}
 	ok, accepted := r.judgePass(ctx, t.Tally, o, &out)
@@ -191,19 +205,29 @@ func (r *Reconciler) compareAll(ctx context.Context, term Term, o passOptions) (
 	}
 	r.update(func(p *Pass) { p.Stage = stageSubmit })
 	for len(confirmed) > 0 {
-		n := min(lookBatch, len(confirmed))
-		batch := make([]Suspect, n)
-		for i, s := range confirmed[:n] {
-			batch[i] = Suspect{Look: s.Look, Accepted: accepted, Deleted: s.deleted, Table: r.ownerName(s.in)}
-		}
-		if err := o.submit(ctx, batch); err != nil {
+		n := min(maxLinks, len(confirmed))
+		page := confirmed[:n]
+		confirmed = confirmed[n:]
+		err := r.telemetry.stage(ctx, stageSubmit, func(ctx context.Context) error {
+			return o.submit(ctx, r.suspects(page, accepted, trace.SpanContextFromContext(ctx)))
+		})
+		if err != nil {
 			return out, fmt.Errorf("submit: %w", err)
 		}
-		confirmed = confirmed[n:]
 		r.update(func(p *Pass) { p.Submitted += int64(n) })
 	}
 	out.more = ok && c.dropped+m.dropped > 0
 	return out, nil
+}
+
+// suspects are what is submitted of a page; cause is the span that their reconciliations
+// link to.
+func (r *Reconciler) suspects(page []confirmedSuspect, accepted bool, cause trace.SpanContext) []Suspect {
+	batch := make([]Suspect, len(page))
+	for i, s := range page {
+		batch[i] = Suspect{Look: s.Look, Accepted: accepted, Deleted: s.deleted, Table: r.ownerName(s.in), Cause: cause}
+	}
+	return batch
 }
 
 // judgePass shows the guard what a pass has found. Only one that is neither dry nor

@@ -60,12 +60,10 @@ func (r *Reconciler) takeMessages(ctx context.Context, term Term, works []*Work,
 			units = append(units, u)
 		}
 	}
-	acting := units
 	if err := r.publishLate(ctx); err != nil || len(units) == 0 {
 		return err
 	}
-	began := r.Now()
-	for looked, page := began, []*unit(nil); len(units) > 0; {
+	for looked, page := r.Now(), []*unit(nil); len(units) > 0; {
 		page, units = units[:min(revokePage, len(units))], units[min(revokePage, len(units)):]
 		revokes, err := r.mayRevoke(ctx, page)
 		if err != nil {
@@ -76,7 +74,7 @@ func (r *Reconciler) takeMessages(ctx context.Context, term Term, works []*Work,
 			if err := r.lookRows(ctx, works, page, spans); err != nil {
 				return err
 			}
-			if err := r.decide(ctx, term, works, page); err != nil {
+			if err := r.decide(ctx, term, works, page, spans); err != nil {
 				return err
 			}
 		}
@@ -84,7 +82,6 @@ func (r *Reconciler) takeMessages(ctx context.Context, term Term, works []*Work,
 			return err
 		}
 	}
-	r.telemetry.step(ctx, spansOf(acting, spans), stepPull, began, r.Now())
 	return nil
 }
 
@@ -110,11 +107,14 @@ func (r *Reconciler) takePage(ctx context.Context, term Term, units []*unit, rev
 	if len(taken) == 0 {
 		return nil
 	}
+	began := r.Now()
 	buried, err := r.Artifacts.Bury(ctx, term.Epoch, burials)
+	r.telemetry.step(spansOf(taken, spans), r.telemetry.steps.record, began, err)
 	if err != nil {
 		return fmt.Errorf("write records: %w", err)
 	}
 	var granted []revoke
+	var revoked []*unit
 	stale := false
 	var pulled []*unit
 	for i, u := range taken {
@@ -127,6 +127,7 @@ func (r *Reconciler) takePage(ctx context.Context, term Term, units []*unit, rev
 			v.refused(b.Status)
 		default:
 			if b.Revoke {
+				revoked = append(revoked, u)
 				for _, id := range spellings(u) {
 					granted = append(granted, revoke{strings.Clone(id), Look{u.look.Subject, u.look.Spelling, u.look.Refs, nil}})
 				}
@@ -139,10 +140,17 @@ func (r *Reconciler) takePage(ctx context.Context, term Term, units []*unit, rev
 		u.done = true
 		verdicts[u.of].merge(v)
 	}
-	if err := r.publish(ctx, granted); err != nil {
+	began = r.Now()
+	telling := ctx
+	if len(revoked) > 0 && spans[revoked[0].of] != nil {
+		telling = spans[revoked[0].of].ctx // what is logged of it leads to one of its traces
+	}
+	err = r.publish(telling, granted)
+	r.telemetry.step(spansOf(revoked, spans), r.telemetry.steps.revoke, began, err)
+	if err != nil {
 		return err
 	}
-	if err := r.pull(ctx, term, pulled, verdicts); err != nil {
+	if err := r.pull(ctx, term, pulled, verdicts, spans); err != nil {
 		return err
 	}
 	if err := r.noteHeard(ctx, term); err != nil {
@@ -269,7 +277,7 @@ func (r *Reconciler) noteHeard(ctx context.Context, term Term) error {
 
 // pull takes messages out of the broker. One that is not there any more has been
 // taken by a worker, or was given back: it is looked for again.
-func (r *Reconciler) pull(ctx context.Context, term Term, units []*unit, verdicts []Verdict) error {
+func (r *Reconciler) pull(ctx context.Context, term Term, units []*unit, verdicts []Verdict, spans []*workSpan) error {
 	// Entries of one row lead to the same task: its message is pulled once, and is
 	// the first one's.
 	type key struct {
@@ -294,10 +302,13 @@ func (r *Reconciler) pull(ctx context.Context, term Term, units []*unit, verdict
 	if len(pulls) == 0 {
 		return nil
 	}
+	began := r.Now()
 	statuses, err := r.Messages.Pull(ctx, term.Epoch, pulls)
+	r.telemetry.step(spansOf(units, spans), r.telemetry.steps.pull, began, err)
 	if err != nil {
 		return fmt.Errorf("pull messages: %w", err)
 	}
+	pulledAt := r.Now()
 	var removed []Burial
 	for _, u := range units {
 		v := Verdict{Decision: u.decision}
@@ -317,6 +328,8 @@ func (r *Reconciler) pull(ctx context.Context, term Term, units []*unit, verdict
 					v.Removed = map[ArtifactKind]int{}
 				}
 				v.Removed[a.Kind]++
+				v.At = pulledAt
+				spans[u.of].linkParent(a.Message.TraceParent, linkMessage)
 				continue
 			}
 			stale = stale || !v.refused(status)

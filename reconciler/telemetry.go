@@ -7,14 +7,13 @@ import (
 
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
-	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/trace"
 )
 
 const scope = "github.com/orphanwatch/orphanwatch/reconciler"
 
-// The names of instruments, spans and attributes of this package.
+// The names of the instruments of this package.
 const (
 	metricLag             = "orphanwatch.lag"
 	metricDuration        = "orphanwatch.reconcile.duration"
@@ -24,25 +23,6 @@ const (
 	metricOrphans         = "orphanwatch.orphans"
 	metricGuard           = "orphanwatch.guard.tripped"
 	metricRevokes         = "orphanwatch.revokes"
-
-	spanReconcile = "reconcile"
-	stepArtifacts = "read artifacts"
-	stepRows      = "read rows"
-	stepRemove    = "remove"
-	stepSweep     = "sweep messages"
-	stepPull      = "pull messages"
-
-	keyTrigger   = attribute.Key("orphanwatch.trigger")
-	keyEvidence  = attribute.Key("orphanwatch.evidence")
-	keyOutcome   = attribute.Key("orphanwatch.outcome")
-	keyHeldBy    = attribute.Key("orphanwatch.held_by")
-	keyReason    = attribute.Key("orphanwatch.reason")
-	keyLag       = attribute.Key("orphanwatch.lag")
-	keyXID       = attribute.Key("orphanwatch.pg.xid")
-	keyLSN       = attribute.Key("orphanwatch.pg.lsn")
-	keyRemoved   = "orphanwatch.removed."
-	keyMessageID = attribute.Key("messaging.message.id")
-	keyTaskName  = attribute.Key("celery.task.name")
 )
 
 // The values of error.type.
@@ -75,7 +55,10 @@ var (
 // telemetry holds the instruments. Attribute sets are made once: the paths are hot.
 type telemetry struct {
 	tracer          trace.Tracer
+	tracing         bool // there is somebody to trace for
+	steps           steps
 	bindings        []Binding
+	now             func() time.Time
 	lag, duration   metric.Float64Histogram
 	reconciliations metric.Int64Counter
 	removed         metric.Int64Counter
@@ -87,7 +70,12 @@ type telemetry struct {
 
 func newTelemetry(r *Reconciler) (*telemetry, error) {
 	m := otel.Meter(scope)
-	t := &telemetry{tracer: otel.Tracer(scope), bindings: r.Bindings, byKind: map[ArtifactKind]metric.MeasurementOption{}, byOutcome: map[Trigger]map[Outcome]metric.MeasurementOption{}}
+	t := &telemetry{
+		tracer: otel.Tracer(scope), steps: newSteps(r.Stores), bindings: r.Bindings, now: r.Now,
+		byKind: map[ArtifactKind]metric.MeasurementOption{}, byOutcome: map[Trigger]map[Outcome]metric.MeasurementOption{},
+	}
+	_, probe := t.tracer.Start(context.Background(), spanReconcile) // not ended, so not exported
+	t.tracing = probe.SpanContext().IsValid()
 	var errs [9]error
 	t.lag, errs[0] = m.Float64Histogram(metricLag, metric.WithUnit("s"), metric.WithExplicitBucketBoundaries(LagBuckets...),
 		metric.WithDescription("From the commit of a delete, or the event of a key, to the first verified removal."))
@@ -137,136 +125,51 @@ func (t *telemetry) revoked(ctx context.Context, outcome string, n int) {
 	t.revokes.Add(ctx, int64(n), metric.WithAttributes(attribute.String("outcome", outcome)))
 }
 
-// workSpan is the root span of one reconciliation; nil where nothing records.
-type workSpan struct {
-	trace.Span
-	ctx context.Context //nolint:containedctx // the parent of this work's child spans, which are made batch by batch
-}
-
-func (s *workSpan) traceID() string {
-	if s == nil {
-		return ""
-	}
-	return s.SpanContext().TraceID().String()
-}
-
-// start begins a trace for each work; all nil where nothing records.
-func (t *telemetry) start(ctx context.Context, works []*Work, at time.Time) []*workSpan {
-	spans := make([]*workSpan, len(works))
-	for i, w := range works {
-		opts := []trace.SpanStartOption{trace.WithNewRoot(), trace.WithTimestamp(at), trace.WithSpanKind(trace.SpanKindConsumer)}
-		if w.last.IsValid() {
-			opts = append(opts, trace.WithLinks(trace.Link{SpanContext: w.last}))
-		}
-		c, span := t.tracer.Start(ctx, spanReconcile, opts...)
-		if !span.IsRecording() {
-			span.End()
-			if i == 0 && !span.SpanContext().IsValid() {
-				return spans // no provider at all
-			}
-			continue
-		}
-		spans[i] = &workSpan{Span: span, ctx: c}
-	}
-	return spans
-}
-
-// step adds one child, shared in time by the whole batch, to each trace.
-func (t *telemetry) step(_ context.Context, spans []*workSpan, name string, from, to time.Time) {
-	for _, s := range spans {
-		if s == nil {
-			continue
-		}
-		_, child := t.tracer.Start(s.ctx, name, trace.WithTimestamp(from), trace.WithSpanKind(trace.SpanKindClient))
-		child.End(trace.WithTimestamp(to))
-	}
-}
-
-func (t *telemetry) end(ctx context.Context, works []*Work, verdicts []Verdict, spans []*workSpan, from, to time.Time) {
+// end counts how works ended, and ends their spans.
+func (t *telemetry) end(ctx context.Context, works []*Work, verdicts []Verdict, spans []*workSpan, from time.Time) {
+	to := t.now()
 	t.duration.Record(ctx, to.Sub(from).Seconds())
 	for i, w := range works {
 		v := verdicts[i]
 		if v.Outcome == "" {
 			continue
 		}
-		opt := t.byOutcome[w.Trigger][v.Outcome]
 		c := ctx
 		if spans[i] != nil {
 			c = spans[i].ctx // exemplars
 		}
-		if opt != nil {
-			t.reconciliations.Add(c, 1, opt)
+		opt := t.byOutcome[w.Trigger]
+		t.reconciliations.Add(c, 1, opt[v.Outcome])
+		at := to
+		if !v.At.IsZero() {
+			at = v.At
 		}
-		lag := to.Sub(w.origin()).Seconds()
-		switch v.Outcome {
-		case OutcomeRemoved, OutcomeKept, OutcomeNoop:
-			if opt != nil {
-				t.lag.Record(c, max(lag, 0), opt)
-			}
-		case OutcomeError:
+		lag := max(at.Sub(w.Since()).Seconds(), 0)
+		switch {
+		case w.removed: // the first removal is what counts
+		case total(v.Removed) > 0 || v.Outcome == OutcomeRemoved:
+			w.removed = true
+			t.lag.Record(c, lag, opt[OutcomeRemoved])
+		case v.Outcome == OutcomeKept, v.Outcome == OutcomeNoop:
+			t.lag.Record(c, lag, opt[v.Outcome])
+		}
+		if v.Outcome == OutcomeError {
 			t.errors.Add(c, 1, metric.WithAttributes(attribute.String("error.type", errorType(v.Err))))
 		}
 		for k, n := range v.Removed {
 			t.removed.Add(c, int64(n), t.byKind[k])
 		}
-		if spans[i] != nil {
-			t.finish(w, v, spans[i], lag, to)
-		}
+		t.finish(w, v, spans[i], lag, to)
 	}
 }
 
-func (t *telemetry) finish(w *Work, v Verdict, span *workSpan, lag float64, to time.Time) {
-	span.SetName(spanReconcile + " " + t.table(w))
-	span.SetAttributes(keyTrigger.String(string(w.Trigger)), keyOutcome.String(string(v.Outcome)), keyReason.String(v.Reason), keyLag.Float64(lag))
-	if w.Subject.Owner().Kind == Task {
-		span.SetAttributes(keyMessageID.String(w.Subject.ID))
+// Since is when the clock of its lag starts, by our clock: at the commit of the first
+// deletion, or when it was seen.
+func (w *Work) Since() time.Time {
+	if w.Origin.IsZero() {
+		return w.Seen
 	}
-	if v.Evidence != "" {
-		span.SetAttributes(keyEvidence.String(string(v.Evidence)))
-	}
-	if v.HeldBy != "" {
-		span.SetAttributes(keyHeldBy.String(string(v.HeldBy)))
-	}
-	if n := len(w.Deletions); n > 0 {
-		c := w.Deletions[n-1].Commit
-		span.SetAttributes(keyXID.Int64(int64(c.XID)), keyLSN.String(c.LSN.String()))
-	}
-	for _, a := range v.Remove {
-		if a.Name != "" {
-			span.SetAttributes(keyTaskName.String(a.Name))
-			break
-		}
-	}
-	for k, n := range v.Removed {
-		span.SetAttributes(attribute.Int(keyRemoved+string(k), n))
-	}
-	if v.Err != nil {
-		span.RecordError(v.Err)
-		span.SetStatus(codes.Error, v.Reason)
-	}
-	w.last = span.SpanContext()
-	span.End(trace.WithTimestamp(to))
-}
-
-// table is the one that the work is most likely about; span names hold no ids.
-func (t *telemetry) table(w *Work) string {
-	switch {
-	case len(w.Deletions) > 0:
-		return t.bindings[w.Deletions[len(w.Deletions)-1].Binding].Name()
-	case w.Subject.Owner().Kind == Row:
-		return t.bindings[w.Subject.Binding].Name()
-	case len(t.bindings) == 1:
-		return t.bindings[0].Name()
-	}
-	return "any"
-}
-
-// origin is when the clock of the lag starts.
-func (w *Work) origin() time.Time {
-	if n := len(w.Deletions); n > 0 {
-		return w.Deletions[n-1].Commit.Time
-	}
-	return w.Seen
+	return w.Origin
 }
 
 func errorType(err error) string {

@@ -1,6 +1,7 @@
 package reconciler
 
 import (
+	"context"
 	"hash/maphash"
 	"maps"
 	"slices"
@@ -19,6 +20,11 @@ type Work struct {
 	Trigger  Trigger
 	// Seen is when the first of the merged events was seen.
 	Seen time.Time
+	// Origin is when the lag begins, by our clock: at the commit of the first deletion,
+	// where there is one; zero for Seen.
+	Origin time.Time
+	// Cause is the span of the pass that found it.
+	Cause trace.SpanContext
 	// Deletions: the newest for each binding.
 	Deletions []Deletion
 	// Accepted: an operator let the pass that found it through the guard.
@@ -43,8 +49,8 @@ type Work struct {
 	tags map[uint64]struct{}
 	// missed are tasks of which a message was not where it had been: a worker may have it.
 	missed map[Subject]struct{}
-	// counted: the guard has counted it.
-	counted bool
+	// counted: the guard has counted it. removed: something of it has been removed.
+	counted, removed bool
 	// last is the span of the previous attempt.
 	last trace.SpanContext
 }
@@ -74,8 +80,14 @@ func (w *Work) miss(task Subject) {
 	w.missed[task] = struct{}{}
 }
 
-// Renew makes the next look the first one: a newer deletion was seen.
-func (w *Work) Renew() { w.looked, w.changed = false, false }
+// Renew makes the next look the first one: a newer deletion was seen, by this commit.
+// Its lag begins with the first that has not been acted on.
+func (w *Work) Renew(by *Commit) {
+	if len(w.Deletions) == 0 || w.removed {
+		w.Origin = by.Ours
+	}
+	w.looked, w.changed, w.removed = false, false, false
+}
 
 // Touch says that an event of its keys has come.
 func (w *Work) Touch() { w.touched = true }
@@ -114,11 +126,21 @@ func (w *Work) noticeMessages(found []Artifact, now time.Time) {
 	w.looked, w.touched = true, false
 }
 
+// Traced is ctx within the trace of the last attempt, for log lines.
+func (w *Work) Traced(ctx context.Context) context.Context {
+	if !w.last.IsValid() {
+		return ctx
+	}
+	return trace.ContextWithSpanContext(ctx, w.last)
+}
+
 // Verdict is how the reconciliation of a Work ended.
 type Verdict struct {
 	Decision
 	// Removed counts what was removed.
 	Removed map[ArtifactKind]int
+	// At is when the first of it was removed, zero for nothing.
+	At time.Time
 	// Tasks are those whose messages name the row that was deleted: their results are
 	// to be looked at on the same evidence.
 	Tasks []Look
@@ -130,7 +152,7 @@ type Verdict struct {
 // then what was done.
 func (v *Verdict) merge(part Verdict) {
 	rank := func(o Outcome) int { return slices.Index(severity, o) }
-	removed := v.Removed
+	removed, at := v.Removed, v.At
 	tasks := append(v.Tasks, part.Tasks...)
 	switch {
 	case rank(part.Outcome) == rank(v.Outcome) && v.Outcome == OutcomeDeferred:
@@ -141,6 +163,9 @@ func (v *Verdict) merge(part Verdict) {
 		*v = part
 	}
 	v.Tasks = tasks
+	if v.At = part.At; !at.IsZero() {
+		v.At = at
+	}
 	switch {
 	case removed == nil:
 		v.Removed = part.Removed

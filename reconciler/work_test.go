@@ -25,9 +25,9 @@ func TestNotice(t *testing.T) {
 		{"the same", fenced, 1, false, t0, true},
 		{"another", fenced, 2, true, t1, false},
 		{"the same, written again", func(w *Work) { fenced(w); w.Touch() }, 1, true, t1, false},
-		{"another, after a newer deletion", func(w *Work) { fenced(w); w.Renew() }, 2, false, t1, false},
-		{"the same, after a newer deletion", func(w *Work) { fenced(w); w.Renew() }, 1, false, t0, true},
-		{"touched before the first look since a deletion", func(w *Work) { fenced(w); w.Renew(); w.Touch() }, 1, false, t0, true},
+		{"another, after a newer deletion", func(w *Work) { fenced(w); w.Renew(&Commit{}) }, 2, false, t1, false},
+		{"the same, after a newer deletion", func(w *Work) { fenced(w); w.Renew(&Commit{}) }, 1, false, t0, true},
+		{"touched before the first look since a deletion", func(w *Work) { fenced(w); w.Renew(&Commit{}); w.Touch() }, 1, false, t0, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			w := &Work{}
@@ -73,7 +73,7 @@ func TestNoticeMessages(t *testing.T) {
 			require.Equal(t, t0, w.since)
 			w.Fence = NewFence(t0, Running{})
 			if c.renew {
-				w.Renew()
+				w.Renew(&Commit{})
 			}
 			w.noticeMessages(c.second, t1)
 			require.Equal(t, c.changed, w.changed)

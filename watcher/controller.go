@@ -164,16 +164,19 @@ func (c *Controller) term(ctx context.Context, session Session) error {
 		reasons: make(chan string, 64), deleted: make(chan struct{}, 1), lists: newLists(),
 	}
 	c.Judge.BeginTerm()
+	c.state.hold(t.queue, t.messages)
 	g.Go(func() error { return orEnded(session.Run(all, t)) })
 	// Claimed only now that the slot is held, and compared in every removal.
 	epoch, err := claim(all, ctx, c.Desk, c.Log)
 	if err != nil {
 		stopAll()
-		return errors.Join(err, ignoreEnd(g.Wait()))
+		err = errors.Join(err, ignoreEnd(g.Wait()))
+		c.state.end(err)
+		return err
 	}
 	t.term = reconciler.Term{Epoch: epoch, Position: session.Position}
 	c.started = true
-	c.state.lead(t.queue, t.messages, t.term)
+	c.state.lead(t.term)
 	c.Log.InfoContext(ctx, "leading", "epoch", epoch)
 
 	subscribed := make(chan struct{})

@@ -4,6 +4,8 @@ import (
 	"context"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/orphanwatch/orphanwatch/reconciler"
 )
 
@@ -13,6 +15,17 @@ const (
 	SourceBroker   = "broker"
 	SourcePostgres = "postgres"
 )
+
+// The ways of watching: values of Health.Mode and of the metric attribute mode.
+const (
+	ModeKeyspace    = "keyspace events"
+	ModePublish     = "celery publish"
+	ModeScan        = "scan only"
+	ModeReplication = "logical replication"
+)
+
+// GapSlot begins the reasons of gaps for which the replication slot was made anew.
+const GapSlot = "slot "
 
 // Event is a hint that names something to look at. It carries no truth: whoever
 // takes it from the queue reads both stores anew.
@@ -30,6 +43,8 @@ type Event struct {
 	Deletion *reconciler.Deletion
 	// Inner: another queue of ours hands it on, which has bounded how many there are.
 	Inner bool
+	// Cause is the span of the pass that found it.
+	Cause trace.SpanContext
 	// Accepted: an operator let the pass that found it through the guard.
 	Accepted bool
 	// Done is called exactly once, from any goroutine, when nothing of the event
@@ -67,6 +82,10 @@ type Health struct {
 	Position    reconciler.LSN `json:"-"`
 	RetainedWAL int64          `json:"retained_wal,omitempty"`
 	SafeWAL     int64          `json:"safe_wal,omitempty"`
+	// ClockOffset is the server's clock minus ours, of PostgreSQL.
+	ClockOffset time.Duration `json:"clock_offset_ns,omitempty"`
+	// StuckSince is when the probe was sent that does not come back, zero for none.
+	StuckSince time.Time `json:"stuck_since,omitzero"`
 }
 
 // Source watches a store. Run returns when ctx ends, after its goroutines have

@@ -142,6 +142,9 @@ func (q *Queue) merge(entry *Entry, e Event) {
 	if e.Spelling != "" {
 		w.Spelling = e.Spelling
 	}
+	if e.Cause.IsValid() {
+		w.Cause = e.Cause
+	}
 	w.Accepted = w.Accepted || e.Accepted
 	switch {
 	case e.Message != nil:
@@ -161,7 +164,7 @@ func (q *Queue) merge(entry *Entry, e Event) {
 		q.resize(true, 1)
 	}
 	w.Trigger = e.Trigger
-	w.Renew()
+	w.Renew(e.Deletion.Commit)
 	done := e.Done
 	if done == nil {
 		done = func() {}
@@ -169,6 +172,7 @@ func (q *Queue) merge(entry *Entry, e Event) {
 	for i, d := range w.Deletions {
 		if d.Binding == e.Deletion.Binding {
 			old := entry.dones[i]
+			d.Trail.Leave()
 			w.Deletions[i], entry.dones[i] = *e.Deletion, done
 			old()
 			return
@@ -352,7 +356,7 @@ func (q *Queue) Stats() Stats {
 				continue // not late: it is meant to wait
 			}
 		}
-		s.Oldest = max(s.Oldest, now.Sub(e.Work.Seen).Seconds())
+		s.Oldest = max(s.Oldest, now.Sub(e.Work.Since()).Seconds())
 	}
 	return s
 }

@@ -21,6 +21,9 @@ type Status struct {
 	// Queue is of tasks and rows, Messages of their messages.
 	Queue    Stats `json:"queue"`
 	Messages Stats `json:"messages"`
+	// Oldest is the age in seconds of what waits longest: in the queues, in front of a
+	// stream that stands still, or since before a term that has ended.
+	Oldest float64 `json:"oldest_seconds"`
 	// Gaps are the newest gaps of each source.
 	Gaps map[string]Gap `json:"gaps,omitempty"`
 	// Failing is why reconciliations fail, "" while they do not.
@@ -56,16 +59,58 @@ type state struct {
 	messages   *Queue
 	subscribed bool
 	term       reconciler.Term // while role is RoleLeader
-	fails      string
-	ended      string
+	// left is since when something waited that the last term has left, zero for nothing.
+	left  time.Time
+	fails string
+	ended string
 }
 
-func (s *state) lead(queue, messages *Queue, term reconciler.Term) {
+// hold: the slot is held, and these fill, though this copy does not lead yet.
+func (s *state) hold(queue, messages *Queue) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	epoch := term.Epoch
+	s.queue, s.messages = queue, messages
+}
+
+func (s *state) lead(term reconciler.Term) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.term = term
-	s.role, s.epoch, s.queue, s.messages, s.holder, s.since, s.fails = RoleLeader, epoch, queue, messages, "", time.Now(), ""
+	s.role, s.epoch, s.holder, s.since, s.fails = RoleLeader, term.Epoch, "", time.Now(), ""
+}
+
+// caughtUp: a probe has come through the whole log, and so what the last term has left.
+func (s *state) caughtUp() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.left = time.Time{}
+}
+
+// stats are of the queues, zero where there are none; the lock is held.
+func (s *state) stats() (queue, messages Stats) {
+	if s.queue == nil {
+		return Stats{}, Stats{}
+	}
+	return s.queue.Stats(), s.messages.Stats()
+}
+
+// waiting is since when something waits, zero for nothing; the lock is held.
+func (s *state) waiting(now time.Time, queues ...Stats) time.Time {
+	since := s.left
+	earlier := func(t time.Time) {
+		if !t.IsZero() && (since.IsZero() || t.Before(since)) {
+			since = t
+		}
+	}
+	for _, q := range queues {
+		if q.Oldest > 0 {
+			earlier(now.Add(-time.Duration(q.Oldest * float64(time.Second))))
+		}
+	}
+	for _, h := range s.health {
+		earlier(h.StuckSince)
+	}
+	return since
 }
 
 // standby tells whether that is new.
@@ -73,7 +118,7 @@ func (s *state) standby(holder string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	fresh := s.role != RoleStandby || s.holder != holder
-	s.role, s.holder, s.queue = RoleStandby, holder, nil
+	s.role, s.holder, s.queue, s.left = RoleStandby, holder, nil, time.Time{}
 	if fresh {
 		s.since = time.Now()
 	}
@@ -83,9 +128,11 @@ func (s *state) standby(holder string) bool {
 func (s *state) end(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	queue, messages := s.stats()
+	s.left = s.waiting(time.Now(), queue, messages)
 	s.role, s.queue, s.subscribed, s.since = RoleStarting, nil, false, time.Now()
 	for source, h := range s.health {
-		h.Connected = false
+		h.Connected, h.StuckSince = false, time.Time{}
 		s.health[source] = h
 	}
 	if err != nil {
@@ -150,8 +197,10 @@ func (c *Controller) Status() Status {
 	if st.Role == "" {
 		st.Role = RoleStarting
 	}
-	if s.queue != nil {
-		st.Queue, st.Messages = s.queue.Stats(), s.messages.Stats()
+	st.Queue, st.Messages = s.stats()
+	now := time.Now()
+	if since := s.waiting(now, st.Queue, st.Messages); !since.IsZero() {
+		st.Oldest = now.Sub(since).Seconds()
 	}
 	return st
 }

@@ -3,6 +3,7 @@ package watcher
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/orphanwatch/orphanwatch/reconciler"
@@ -45,7 +46,7 @@ func (t *term) Room() <-chan struct{} { return t.queue.Room() }
 
 // Gap asks for a resync.
 func (t *term) Gap(source, reason string) {
-	t.c.telemetry.gap(source)
+	t.c.telemetry.gap(source, reason)
 	t.c.state.gap(source, reason)
 	t.c.Log.Warn("a gap: events may have been missed, everything is compared", "source", source, "reason", reason)
 	t.request(source + " " + reason)
@@ -81,6 +82,9 @@ func (t *term) reconcile(ctx context.Context, queue *Queue, batch []*Entry) erro
 	for _, e := range batch {
 		if e.Work.Subject.Kind == reconciler.Canary {
 			t.c.telemetry.canary(e.Work.Subject.ID, time.Since(e.Work.Seen))
+			if e.Work.Subject.ID == SourcePostgres {
+				t.c.state.caughtUp()
+			}
 			queue.Finish(e, false, 0, reconciler.HeldByNothing)
 			continue
 		}
@@ -109,9 +113,14 @@ func (t *term) reconcile(ctx context.Context, queue *Queue, batch []*Entry) erro
 	if queue == t.messages && deletions > 0 {
 		t.noteDeleted()
 	}
-	t.c.state.failing(firstError(verdicts))
-	if failed := firstError(verdicts); failed != nil && ctx.Err() == nil {
-		t.c.telemetry.logFailure(ctx, t.c.Log, failed)
+	i := slices.IndexFunc(verdicts, func(v reconciler.Verdict) bool { return v.Err != nil })
+	if i < 0 {
+		t.c.state.failing(nil)
+		return nil
+	}
+	t.c.state.failing(verdicts[i].Err)
+	if ctx.Err() == nil {
+		t.c.telemetry.logFailure(works[i].Traced(ctx), t.c.Log, verdicts[i].Err)
 		pause(ctx, 100*time.Millisecond) // a store is away: no need to spin through the queue
 	}
 	return nil
@@ -126,7 +135,7 @@ func (t *term) passOn(from *Queue, e *Entry, tasks []reconciler.Look) {
 	l := newLatch(len(tasks)*len(e.Work.Deletions) + 1)
 	l.release(from.Detach(e))
 	for _, task := range tasks {
-		for i := range e.Work.Deletions {
+		for i := range e.Work.Deletions { // their trails have ended: these are traces of their own
 			// Not by our Offer: what is remembered is the row's deletion, not the task's.
 			t.queue.Offer(Event{
 				Subject: task.Subject, Spelling: task.Spelling, Trigger: e.Work.Trigger, Seen: e.Work.Seen,
@@ -135,15 +144,6 @@ func (t *term) passOn(from *Queue, e *Entry, tasks []reconciler.Look) {
 		}
 	}
 	l.done()
-}
-
-func firstError(verdicts []reconciler.Verdict) error {
-	for _, v := range verdicts {
-		if v.Err != nil {
-			return v.Err
-		}
-	}
-	return nil
 }
 
 // drain waits until nothing is in hand that could be done now.
@@ -231,7 +231,7 @@ func (t *term) submit(ctx context.Context, suspects []reconciler.Suspect) error 
 
 func (t *term) offerAll(ctx context.Context, trigger reconciler.Trigger, suspects []reconciler.Suspect) error {
 	for _, s := range suspects {
-		e := Event{Subject: s.Subject, Spelling: s.Spelling, Message: s.Message, Trigger: trigger, Seen: time.Now(), Accepted: s.Accepted}
+		e := Event{Subject: s.Subject, Spelling: s.Spelling, Message: s.Message, Trigger: trigger, Seen: time.Now(), Accepted: s.Accepted, Cause: s.Cause}
 		for {
 			room := t.Room()
 			if t.Offer(e) {

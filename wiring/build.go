@@ -175,8 +175,12 @@ func NewReconciler(c *Config, store *celery.Store, broker *celery.Broker, rows *
 		MaxAbsentRatio: c.Policy.MaxAbsentRatio, MinSample: c.Policy.MinSample,
 		RemoveChords: c.Policy.Chords == "remove",
 	}
+	stores, err := storeAttributes(c)
+	if err != nil {
+		return nil, err
+	}
 	return reconciler.New(reconciler.Options{
-		Bindings: Bindings(c), Policy: policy, Artifacts: store, Rows: rows, Scanner: store, Pages: store, Tables: rows, Results: store,
+		Bindings: Bindings(c), Stores: stores, Policy: policy, Artifacts: store, Rows: rows, Scanner: store, Pages: store, Tables: rows, Results: store,
 		Children: children,
 		Messages: broker, FindQueues: broker.Discover, Queues: broker,
 		RecordIdentity: store.RecordIdentity,

@@ -5,20 +5,27 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
+	"strconv"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/redis/go-redis/v9"
 	"go.opentelemetry.io/contrib/exporters/autoexport"
 	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/attribute"
 	promexporter "go.opentelemetry.io/otel/exporters/prometheus"
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/sdk/metric"
 	"go.opentelemetry.io/otel/sdk/resource"
 	"go.opentelemetry.io/otel/sdk/trace"
-	semconv "go.opentelemetry.io/otel/semconv/v1.37.0"
+	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 	apitrace "go.opentelemetry.io/otel/trace"
+
+	"github.com/orphanwatch/orphanwatch/reconciler"
 )
 
 // Telemetry is the OpenTelemetry SDK: metrics always for /metrics, traces and
@@ -31,7 +38,7 @@ type Telemetry struct {
 
 // NewTelemetry installs the global providers; whatever makes instruments must be
 // made after it.
-func NewTelemetry(ctx context.Context, instance Instance, version Version) (*Telemetry, error) {
+func NewTelemetry(ctx context.Context, instance Instance, version Version, log *slog.Logger) (*Telemetry, error) {
 	res, err := resource.New(ctx, resource.WithTelemetrySDK(),
 		resource.WithAttributes(semconv.ServiceName("orphanwatch"), semconv.ServiceVersion(string(version)), semconv.ServiceInstanceID(string(instance))),
 		resource.WithFromEnv())
@@ -63,9 +70,38 @@ func NewTelemetry(ctx context.Context, instance Instance, version Version) (*Tel
 	if _, none := exporter.(noSpans); none || autoexport.IsNoneSpanExporter(exporter) {
 		return t, nil
 	}
-	t.traces = trace.NewTracerProvider(trace.WithResource(res), trace.WithBatcher(exporter))
+	t.traces = trace.NewTracerProvider(trace.WithResource(res), trace.WithSpanProcessor(newSpanGate(exporter, log)))
 	otel.SetTracerProvider(t.traces)
 	return t, nil
+}
+
+// storeAttributes are what spans tell of the stores.
+func storeAttributes(c *Config) (reconciler.Stores, error) {
+	db, err := pgx.ParseConfig(c.Postgres.URL.Reveal())
+	if err != nil {
+		return reconciler.Stores{}, fmt.Errorf("postgres URL: %w", err)
+	}
+	results, err := redis.ParseURL(c.Redis.Results().Reveal())
+	if err != nil {
+		return reconciler.Stores{}, fmt.Errorf("redis URL: %w", err)
+	}
+	broker, err := redis.ParseURL(c.Redis.Broker().Reveal())
+	if err != nil {
+		return reconciler.Stores{}, fmt.Errorf("redis URL: %w", err)
+	}
+	ofRedis := func(o *redis.Options) []attribute.KeyValue {
+		namespace := semconv.DBNamespace(strconv.Itoa(o.DB))
+		host, port, err := net.SplitHostPort(o.Addr)
+		n, notPort := strconv.Atoi(port)
+		if err != nil || notPort != nil { // a socket
+			return []attribute.KeyValue{semconv.ServerAddress(o.Addr), namespace}
+		}
+		return []attribute.KeyValue{semconv.ServerAddress(host), semconv.ServerPort(n), namespace}
+	}
+	return reconciler.Stores{
+		Rows:    []attribute.KeyValue{semconv.ServerAddress(db.Host), semconv.ServerPort(int(db.Port)), semconv.DBNamespace(db.Database)},
+		Results: ofRedis(results), Broker: ofRedis(broker),
+	}, nil
 }
 
 // noSpans is where nothing is configured.

@@ -18,9 +18,9 @@ import (
 
 // The ways of watching, best first: the values of Health.Mode.
 const (
-	ModeKeyspace = "keyspace events"
-	ModePublish  = "celery publish"
-	ModeScan     = "scan only"
+	ModeKeyspace = watcher.ModeKeyspace
+	ModePublish  = watcher.ModePublish
+	ModeScan     = watcher.ModeScan
 )
 
 // The values of Options.Configure.

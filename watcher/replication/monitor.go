@@ -16,7 +16,7 @@ import (
 )
 
 // mode is what Health.Mode says.
-const mode = "logical replication"
+const mode = watcher.ModeReplication
 
 // silence is how long a stream may bring nothing at all, keepalives included,
 // which the server sends each half of senderTimeout.
@@ -155,8 +155,9 @@ func (m *monitor) judge(now time.Time) error {
 		late = now.Sub(m.sentAt) > m.opts.CanaryEvery*3/2
 	}
 	if m.health.Connected == late {
-		m.health.Connected, m.health.Err = !late, ""
+		m.health.Connected, m.health.Err, m.health.StuckSince = !late, "", time.Time{}
 		if late {
+			m.health.StuckSince = m.sentAt
 			m.health.Err = fmt.Sprintf("canary not back since %s; the stream is at %s, the canary at %s",
 				m.sentAt.UTC().Format(time.RFC3339), m.Position(), m.sentLSN)
 		}
@@ -171,7 +172,11 @@ func (m *monitor) tick(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := m.clock.measure(ctx, m.conn); err != nil {
+		return err
+	}
 	m.health.RetainedWAL, m.health.SafeWAL = slot.retained, slot.safe
+	m.health.ClockOffset = time.Duration(m.clock.offset.Load())
 	m.report()
 	m.judgeBudget(ctx, slot)
 	return m.mend(ctx)

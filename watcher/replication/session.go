@@ -48,6 +48,7 @@ type Session struct {
 	seen   catalog
 	gaps   map[string]bool
 	token  string
+	clock  *clock
 
 	// position is how far all has been offered; the owner writes it.
 	position atomic.Uint64
@@ -83,11 +84,11 @@ type owner struct {
 
 var _ watcher.Session = (*Session)(nil)
 
-func newSession(src *Source, conn *pgx.Conn, stream *pgconn.HijackedConn, confirmed reconciler.LSN, seen catalog, gaps map[string]bool) *Session {
+func newSession(src *Source, conn *pgx.Conn, stream *pgconn.HijackedConn, confirmed reconciler.LSN, seen catalog, gaps map[string]bool, c *clock) *Session {
 	s := &Session{
 		src: src, opts: src.opts, log: src.log,
 		conn: conn, net: stream.Conn, front: stream.Frontend,
-		start: confirmed, seen: seen, gaps: gaps,
+		start: confirmed, seen: seen, gaps: gaps, clock: c,
 		token:   fmt.Sprintf("%016x", rand.Uint64()), //nolint:gosec // not a secret
 		wakeups: make(chan struct{}, 1),
 	}

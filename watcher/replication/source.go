@@ -162,6 +162,10 @@ func (s *Source) try(ctx context.Context, conn *pgx.Conn, gaps map[string]bool) 
 	if err != nil {
 		return nil, err
 	}
+	server := &clock{}
+	if err := server.measure(ctx, conn); err != nil {
+		return nil, err
+	}
 	stream, id, err := s.startReplication(ctx)
 	if err != nil {
 		return nil, err
@@ -169,7 +173,7 @@ func (s *Source) try(ctx context.Context, conn *pgx.Conn, gaps map[string]bool) 
 	for _, reason := range s.setIdentity(id) {
 		gaps[reason] = true
 	}
-	return newSession(s, conn, stream, slot.confirmed, seen, gaps), nil
+	return newSession(s, conn, stream, slot.confirmed, seen, gaps, server), nil
 }
 
 // hopeless is why an existing slot has to be given up, or "".

@@ -81,7 +81,7 @@ func (s *Session) handle(run context.Context, m *message) error {
 			return fmt.Errorf("transaction in a transaction: %w", errDecode)
 		}
 		s.open = s.ledger.Begin()
-		s.commit = &reconciler.Commit{XID: m.xid, LSN: m.lsn, Time: m.time}
+		s.commit = &reconciler.Commit{XID: m.xid, LSN: m.lsn, Time: m.time, Ours: s.clock.ours(m.time)}
 		s.shared, s.seenAt = false, time.Now()
 	case 'C':
 		s.ledger.End(s.open, m.lsn)
@@ -212,7 +212,7 @@ func (s *Session) keyGone(run context.Context, m *message, b *bound, columns []s
 	s.looks = looks
 	e := watcher.Event{
 		Trigger: reconciler.ByDelete, Seen: s.seenAt,
-		Deletion: &reconciler.Deletion{Binding: b.binding, Key: key, Commit: s.commit},
+		Deletion: &reconciler.Deletion{Binding: b.binding, Key: key, Commit: s.commit, Trail: reconciler.NewTrail(len(looks))},
 	}
 	for _, l := range looks {
 		e.Subject, e.Spelling = l.Subject, l.Spelling
@@ -272,6 +272,7 @@ func (s *Session) drop(e watcher.Event) {
 		return
 	}
 	e.Done()
+	e.Deletion.Trail.Leave()
 	if s.dropped++; s.dropped == 1 {
 		s.log.Error("over the budget of WAL with the queue full: deletions are given up, and found by a resync instead",
 			slog.String(keySlot, s.opts.Slot))

@@ -1,0 +1,115 @@
+package wiring
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"go.opentelemetry.io/otel/sdk/trace"
+)
+
+// The bounds of spans that wait to be exported: some 1.5 KB each.
+const (
+	spanQueue = 8192
+	// spanPatience is how long reconciling may wait for an exporter that keeps up with
+	// its work, but not with ours. One that fails is not waited for.
+	spanPatience = time.Second
+	// spanComplaints is the least time between two log lines about lost spans.
+	spanComplaints = time.Minute
+)
+
+// spanGate stands before the SDK's batch processor, which drops what does not fit into
+// its queue: under a burst of removals it lets them wait for a collector that works, so
+// that no span is lost, and drops at once while it does not, so that no removal waits for it.
+type spanGate struct {
+	trace.SpanProcessor
+	log *slog.Logger
+
+	mu      sync.Mutex
+	pending int
+	failing bool
+	// moved is closed, and made anew, whenever pending or failing change for the better.
+	moved   chan struct{}
+	dropped int64
+	said    time.Time
+}
+
+// newSpanGate makes the processors for an exporter. The variables OTEL_BSP_… hold, but
+// for the queue's size.
+func newSpanGate(exporter trace.SpanExporter, log *slog.Logger) *spanGate {
+	g := &spanGate{log: log, moved: make(chan struct{})}
+	// Twice, since what is being exported has left the queue and is counted still.
+	g.SpanProcessor = trace.NewBatchSpanProcessor(countedExporter{exporter, g}, trace.WithMaxQueueSize(2*spanQueue))
+	return g
+}
+
+// OnEnd is trace.SpanProcessor's.
+func (g *spanGate) OnEnd(s trace.ReadOnlySpan) {
+	if s.SpanContext().IsSampled() && g.enter() {
+		g.SpanProcessor.OnEnd(s)
+	}
+}
+
+// enter waits for room, and tells whether there is some.
+func (g *spanGate) enter() bool {
+	var patience <-chan time.Time
+	for {
+		g.mu.Lock()
+		if g.pending < spanQueue {
+			g.pending++
+			g.mu.Unlock()
+			return true
+		}
+		moved, failing := g.moved, g.failing
+		g.mu.Unlock()
+		if failing {
+			return g.drop()
+		}
+		if patience == nil {
+			patience = time.After(spanPatience)
+		}
+		select {
+		case <-moved:
+		case <-patience:
+			g.mu.Lock()
+			g.failing = true // until something has been exported: the next ones do not wait
+			g.mu.Unlock()
+			return g.drop()
+		}
+	}
+}
+
+func (g *spanGate) drop() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.dropped++
+	if time.Since(g.said) > spanComplaints {
+		g.said = time.Now()
+		g.log.Warn("spans are lost: the exporter fails or is too slow; a sampler takes fewer (OTEL_TRACES_SAMPLER)", "lost", g.dropped)
+	}
+	return false
+}
+
+// exported takes spans out of the count.
+func (g *spanGate) exported(n int, err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.pending -= n
+	g.failing = err != nil
+	close(g.moved)
+	g.moved = make(chan struct{})
+}
+
+// countedExporter tells the gate what has left.
+type countedExporter struct {
+	trace.SpanExporter
+	gate *spanGate
+}
+
+// ExportSpans is trace.SpanExporter's.
+func (e countedExporter) ExportSpans(ctx context.Context, spans []trace.ReadOnlySpan) error {
+	err := e.SpanExporter.ExportSpans(ctx, spans)
+	e.gate.exported(len(spans), err)
+	return err
+}

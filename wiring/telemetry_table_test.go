@@ -1,0 +1,5 @@
+package wiring_test
+
+import "testing"
+
+func judgeTelemetryTable(*testing.T, *collector) {}
