@@ -5,10 +5,8 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
-	"os"
 	"slices"
 	"strconv"
-	"strings"
 	"testing"
 	"time"
 
@@ -31,7 +29,6 @@ type variant struct {
 	config     map[string]any // Celery's settings
 	prefix     string         // the broker's global_keyprefix
 	separate   bool           // results on another server, in another database
-	restricted bool           // the daemon's user has no more rights than the README says
 	priorities []int          // of queued tasks, in turn
 	daemonEnv  []string
 }
@@ -74,38 +71,22 @@ func newApplication(t *testing.T, v variant) *application {
 	}
 	maps.Copy(a.celery.Config, v.config)
 	if v.separate {
-		results, err := a.sb.StartRedis(t.Context(), sandbox.RedisOptions{})
+		results, err := a.sb.StartRedis(t.Context(), sandbox.RedisOptions{ACLFile: usersACL})
 		require.NoError(t, err)
 		a.useResults(results, 3)
 		a.celery.Backend = results.DB(3)
-		a.env = append(a.env, "CELERY_BROKER_URL="+a.celery.Broker, "CELERY_RESULT_BACKEND="+a.celery.Backend)
+		a.env = append(a.env, "CELERY_BROKER_URL="+a.redisURL(), "CELERY_RESULT_BACKEND="+sandbox.As(a.celery.Backend, role, password))
 	}
-	if v.restricted {
-		a.env = append(a.env, "REDIS_URL="+a.restrictedURL())
-	}
+	// What is the application's own is none of its business.
+	require.NoError(t, a.broker.LPush(t.Context(), "private", "x").Err())
 	a.env = append(a.env, v.daemonEnv...)
+	if v.prefix != "" || v.separate {
+		a.permit()
+	}
 	var err error
 	a.producer, err = a.sb.StartProducer(t.Context(), a.celery)
 	require.NoError(t, err)
 	return a
-}
-
-// restrictedURL makes the user of the README, and gives the URL with it.
-func (a *application) restrictedURL() string {
-	a.t.Helper()
-	readme, err := os.ReadFile("../README.md")
-	require.NoError(a.t, err)
-	_, rest, found := strings.Cut(string(readme), "\nACL SETUSER ")
-	require.True(a.t, found)
-	line, _, _ := strings.Cut(rest, "\n")
-	args := []any{"ACL", "SETUSER"}
-	for _, word := range strings.Fields(line) {
-		args = append(args, word)
-	}
-	require.NoError(a.t, a.redis.Do(a.t.Context(), args...).Err())
-	// What is the application's own is none of its business.
-	require.NoError(a.t, a.redis.LPush(a.t.Context(), "private", "x").Err())
-	return "redis://orphanwatch:secret@" + a.sb.Redis.Addr() + "/0"
 }
 
 // work starts a worker with a prefork pool; config is over the application's.

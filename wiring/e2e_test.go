@@ -57,7 +57,9 @@ func TestUUIDsInAnySpellingAndCompanions(t *testing.T) {
 	w.results(hex, strings.ToUpper(row[0]), row[0], mixed)
 	require.NoError(t, w.redis.Set(t.Context(), "task_created:"+row[0], "x", 0).Err())
 	require.NoError(t, w.redis.Set(t.Context(), "task_created:"+row[2], "x", 0).Err())
-	w.run("ORPHANWATCH_COMPANIONS=task_created:{key}")
+	const companions = "ORPHANWATCH_COMPANIONS=task_created:{key}"
+	w.permit(companions)
+	w.run(companions)
 	w.sql("DELETE FROM scan_tasks WHERE id = $1", row[0])
 	w.gone(recovery, hex, strings.ToUpper(row[0]), row[0])
 	sandbox.AwaitTB(t, recovery, "the companion to be gone", sandbox.Until(func() bool {
@@ -133,9 +135,10 @@ func TestTheGuardHoldsWhatLooksWrong(t *testing.T) {
 		keys := w.rows(20)
 		w.results(keys...)
 		w.run().stop()
-		other, err := w.sb.Postgres.NewExampleDatabase(t.Context())
+		var err error
+		w.dbURL, err = w.sb.Postgres.NewExampleDatabase(t.Context())
 		require.NoError(t, err)
-		w.dbURL = other
+		w.setup()
 		w.connect()
 		w.rows(1000) // not empty, and the ratio says nothing
 		w.run("ORPHANWATCH_REPLICATION_SLOT=other")
@@ -202,13 +205,8 @@ func TestAnInsertUnderWayIsWaitedFor(t *testing.T) {
 
 func TestRowSecurityNeverMakesRowsLookGone(t *testing.T) {
 	w := newWorld(t)
-	w.sql(`CREATE ROLE watch LOGIN REPLICATION; GRANT SELECT ON scan_tasks TO watch;
-		CREATE PUBLICATION orphanwatch FOR TABLE scan_tasks WITH (publish = 'update, delete, truncate')`)
 	keys := w.rows(20)
 	w.results(keys...)
-	admin := w.dbURL
-	w.dbURL = strings.Replace(w.dbURL, "postgres://postgres", "postgres://watch", 1)
-	require.NotEqual(t, admin, w.dbURL)
 	d := w.run()
 	w.firstPass()
 	w.sql("ALTER TABLE scan_tasks ENABLE ROW LEVEL SECURITY")
@@ -251,8 +249,8 @@ func extendedValue(id, name string) string {
 
 func TestColumnsAndSeveralBindings(t *testing.T) {
 	w := newWorld(t)
-	w.sql(`CREATE TABLE builds (id bigint PRIMARY KEY, celery_task_id text UNIQUE NOT NULL);
-		ALTER TABLE builds REPLICA IDENTITY FULL`)
+	w.sql(`CREATE TABLE builds (id bigint PRIMARY KEY, celery_task_id text UNIQUE NOT NULL)`)
+	w.setup("table=builds", "columns=id,celery_task_id", "replica_identity=full")
 	scans := w.rows(10)
 	var tasks, strangers []string
 	for i := range 10 {

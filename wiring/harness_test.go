@@ -44,12 +44,21 @@ func newWorld(t *testing.T, opts ...sandbox.Options) *world {
 	if len(opts) == 0 {
 		opts = []sandbox.Options{{Redis: sandbox.RedisOptions{AppendOnly: true}}}
 	}
+	if opts[0].Redis.ACLFile == "" {
+		opts[0].Redis.ACLFile = usersACL
+	}
 	w := &world{t: t, sb: sandbox.New(t, opts...)}
 	var err error
 	w.dbURL, err = w.sb.Postgres.NewExampleDatabase(t.Context())
 	require.NoError(t, err)
+	w.setup()
 	w.connect()
 	w.useResults(w.sb.Redis, 0)
+	t.Cleanup(func() {
+		for _, refused := range w.refusals(w.redis) {
+			t.Logf("Redis refused the daemon: %s", refused)
+		}
+	})
 	return w
 }
 
@@ -189,7 +198,7 @@ func (w *world) stays(d time.Duration, ids ...string) {
 // environ is what a daemon and a command have in common.
 func (w *world) environ() []string {
 	return append([]string{
-		"DATABASE_URL=" + w.dbURL, "REDIS_URL=" + w.sb.Redis.URL(),
+		"DATABASE_URL=" + w.watchURL(), "REDIS_URL=" + w.redisURL(),
 		"ORPHANWATCH_POLICY_GRACE=" + grace.String(),
 	}, w.env...)
 }

@@ -27,7 +27,6 @@ func TestNoTaskOfADeletedRowRuns(t *testing.T) {
 		{name: "global_keyprefix", prefix: "pre:"},
 		{name: "separate result backend", separate: true},
 		{name: "celery_id", match: byID},
-		{name: "restricted user", restricted: true},
 	} {
 		t.Run(v.name, func(t *testing.T) {
 			t.Parallel()

@@ -26,22 +26,27 @@ import (
 // span, in no error, and in nothing that is shown.
 func TestSecretsStayWhereTheyAre(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, sandbox.Options{})
 	planted := map[string]string{}
 	plant := func(name string) string {
 		planted[name] = "planted-" + name + "-4e8f1c0a9b7d6e5f4a3b2c1d0e9f8a7b"
 		return planted[name]
 	}
 	ctx := t.Context()
+	rules, err := os.ReadFile(usersACL)
+	require.NoError(t, err)
+	users := ""
 	for _, user := range []string{"results", "messages"} {
-		require.NoError(t, w.redis.Do(ctx, "ACL", "SETUSER", user, "on", ">"+plant("redis-"+user), "~*", "&*", "+@all").Err())
+		users += strings.NewReplacer("user "+role+" ", "user "+user+" ", password, plant("redis-"+user)).Replace(string(rules))
 	}
+	file := filepath.Join(t.TempDir(), "users.acl")
+	require.NoError(t, os.WriteFile(file, []byte(users), 0o600))
+	w := newWorld(t, sandbox.Options{Redis: sandbox.RedisOptions{ACLFile: file}})
 	redisURL := func(user string) string {
 		return "redis://" + user + ":" + planted["redis-"+user] + "@" + w.sb.Redis.Addr() + "/0"
 	}
 	db, err := url.Parse(w.dbURL)
 	require.NoError(t, err)
-	db.User = url.UserPassword(db.User.Username(), plant("postgres")) // it trusts this machine
+	db.User = url.UserPassword(role, plant("postgres")) // it trusts this machine
 
 	spans := &sink{}
 	collector := httptest.NewServer(spans)

@@ -15,7 +15,7 @@ func TestDoctorNames(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := newSite(t, database)
+	s := newOwner(t, database)
 	walFix := "ALTER SYSTEM SET wal_level = 'logical';  -- then restart PostgreSQL"
 	s.expect(exitFindings, []string{"doctor"},
 		"wal_level is replica, not logical", "fix: "+walFix,
@@ -29,7 +29,7 @@ func TestDoctorNames(t *testing.T) {
 }
 
 func TestDoctorFix(t *testing.T) {
-	s := newSite(t, sandbox.NewExampleDatabase(t))
+	s := newOwner(t, sandbox.NewExampleDatabase(t))
 	if err := s.redis.Reconfigure(t.Context(), map[string]string{flags: "Ex"}); err != nil {
 		t.Fatal(err)
 	}
@@ -50,7 +50,7 @@ func TestDoctorFix(t *testing.T) {
 			t.Errorf("flags are %q: %c is missing", have[flags], flag)
 		}
 	}
-	s.expect(exitOK, []string{"doctor"}, "nobody reads slot", "no queue is found", "0 to mend", "3 recommended")
+	s.expect(exitOK, []string{"doctor"}, "nobody reads slot", "no queue is found", "may not read every list", "0 to mend", "4 recommended")
 	s.expect(exitOK, []string{"doctor", "--fix"}, "nothing that --fix may mend")
 
 	var d struct {
@@ -86,7 +86,7 @@ func TestDoctorUnreachable(t *testing.T) {
 	s := newSite(t, sandbox.NewExampleDatabase(t))
 	pg := sandbox.NewProxy(t, sandbox.SharedPostgres(t).Addr())
 	redis := sandbox.NewProxy(t, s.redis.Addr())
-	s = s.with("DATABASE_URL="+pg.URL(s.database), "REDIS_URL="+redis.URL(s.redis.URL()))
+	s = s.with("DATABASE_URL="+sandbox.As(pg.URL(s.database), role, password), "REDIS_URL="+sandbox.As(redis.URL(s.redis.URL()), role, password))
 	pg.Cut()
 	s.expect(exitUnreachable, []string{"doctor"}, "postgres answers", "connection refused", "start PostgreSQL at "+pg.Addr()+"/", "redis answers")
 	redis.Cut()
@@ -106,7 +106,7 @@ func TestDoctorAnswersNo(t *testing.T) {
 	s := newSite(t, sandbox.NewExampleDatabase(t))
 	locked := sandbox.NewRedis(t, sandbox.RedisOptions{Password: "secret"})
 	s.with("REDIS_URL=redis://"+locked.Addr()+"/0").expect(exitFindings, []string{"doctor"}, "put the right user and password into redis.url")
-	wrong := strings.Replace(s.database, "/db", "/nodb", 1)
+	wrong := strings.Replace(sandbox.As(s.database, role, password), "/db", "/nodb", 1)
 	s.with("DATABASE_URL="+wrong).expect(exitFindings, []string{"doctor"}, "does not exist", "correct user, password and database")
 }
 

@@ -33,19 +33,47 @@ type site struct {
 	environ  []string
 }
 
+// Commands and the daemon have the rights of these files and no others; the tests
+// themselves are superuser.
+const (
+	setupSQL = "../../deploy/sql/setup.sql"
+	usersACL = "../../deploy/redis/users.acl"
+	role     = "orphanwatch"
+	password = "change-me" // of users.acl
+)
+
+// newSite has the rights of a user who has followed the README.
 func newSite(t *testing.T, database string) *site {
 	t.Helper()
-	r := sandbox.NewRedis(t)
+	s := newOwner(t, database)
+	s.setup()
+	s.environ = append(s.environ, "DATABASE_URL="+sandbox.As(database, role, password))
+	return s
+}
+
+// newOwner has the rights of the tables' owner in PostgreSQL, and nothing is set up: for
+// what makes and drops publications, and what is missing.
+func newOwner(t *testing.T, database string) *site {
+	t.Helper()
+	r := sandbox.NewRedis(t, sandbox.RedisOptions{ACLFile: usersACL})
 	s := &site{tb: t, redis: r, client: r.Client(0), database: database}
 	t.Cleanup(func() { s.client.Close() })
 	// Slots are the cluster's: each test has its own.
 	slot := "ow_" + strings.ToLower(strings.ReplaceAll(t.Name(), "/", "_"))
 	s.environ = []string{
-		"DATABASE_URL=" + database, "REDIS_URL=" + r.URL(),
+		"DATABASE_URL=" + database, "REDIS_URL=" + sandbox.As(r.URL(), role, password),
 		"ORPHANWATCH_REPLICATION_SLOT=" + slot[:min(len(slot), 63)], "ORPHANWATCH_HTTP_ADDR=127.0.0.1:0",
 		"ORPHANWATCH_POLICY_GRACE=100ms",
 	}
 	return s
+}
+
+// setup runs setup.sql.
+func (s *site) setup(variables ...string) {
+	s.tb.Helper()
+	if err := sandbox.SharedPostgres(s.tb).RunScript(s.tb.Context(), s.database, setupSQL, variables...); err != nil {
+		s.tb.Fatal(err)
+	}
 }
 
 // with is the site with other variables set.

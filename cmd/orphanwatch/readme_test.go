@@ -33,7 +33,7 @@ func TestFeatureByFeature(t *testing.T) {
 	if want := strings.Count(section, "\n| ") - 1; len(rows) != want || want < 20 { // all but the header
 		t.Fatalf("%d rows can be read, of %d", len(rows), want)
 	}
-	f := newFeatures(t, string(readme))
+	f := newFeatures(t)
 	for _, r := range rows {
 		f.shows(r[1], r[2], r[3])
 	}
@@ -46,9 +46,9 @@ type features struct {
 	env       []string
 }
 
-func newFeatures(t *testing.T, readme string) *features {
+func newFeatures(t *testing.T) *features {
 	s := newSite(t, sandbox.NewExampleDatabase(t))
-	s.restrict(readme)
+	s.setup("children=task_logs")
 	f := &features{site: s, dir: t.TempDir()}
 	f.addr = freeAddr(t)
 	tokens := filepath.Join(f.dir, "tokens")
@@ -69,21 +69,6 @@ func newFeatures(t *testing.T, readme string) *features {
 	f.env = append(append([]string{}, s.environ...), "PATH="+f.dir+":"+os.Getenv("PATH"), "HOME="+f.dir, "TOKEN="+token, "TASK_ID="+doomed)
 	s.daemon()
 	return f
-}
-
-// restrict makes the user of the README in Redis, with no more rights than it says.
-func (s *site) restrict(readme string) {
-	s.tb.Helper()
-	_, line, _ := strings.Cut(readme, "\nACL SETUSER ")
-	line, _, _ = strings.Cut(line, "\n")
-	args := []any{"ACL", "SETUSER"}
-	for _, word := range strings.Fields(line) {
-		args = append(args, word)
-	}
-	if err := s.client.Do(s.tb.Context(), args...).Err(); err != nil {
-		s.tb.Fatal(err)
-	}
-	s.environ = append(s.environ, "REDIS_URL=redis://orphanwatch:secret@"+s.redis.Addr()+"/0")
 }
 
 func freeAddr(t *testing.T) string {

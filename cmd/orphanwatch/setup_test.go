@@ -8,7 +8,7 @@ import (
 )
 
 func TestSetupTeardown(t *testing.T) {
-	s := newSite(t, sandbox.NewExampleDatabase(t))
+	s := newOwner(t, sandbox.NewExampleDatabase(t))
 	out := s.expect(exitOK, []string{"setup", "--dry-run"}, "this would be run:")
 	for _, sql := range []string{"CREATE PUBLICATION", "SELECT pg_create_logical_replication_slot("} {
 		if !strings.Contains(out, sql) {
@@ -42,7 +42,7 @@ func TestTeardownWhileRead(t *testing.T) {
 }
 
 func TestSetupRefuses(t *testing.T) {
-	s := newSite(t, sandbox.NewExampleDatabase(t))
+	s := newOwner(t, sandbox.NewExampleDatabase(t))
 	s.exec("ALTER TABLE scan_tasks REPLICA IDENTITY NOTHING")
 	s.expect(exitError, []string{"setup", "--dry-run"}, "has no replica identity", "fix: ALTER TABLE")
 	s.expect(exitError, []string{"setup"}, "has no replica identity", "fix: ALTER TABLE scan_tasks REPLICA IDENTITY DEFAULT;")

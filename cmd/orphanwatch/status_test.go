@@ -66,7 +66,7 @@ func TestStatusStoreAway(t *testing.T) {
 	s.set(result+"a", "{}")
 	proxy := sandbox.NewProxy(t, sandbox.SharedPostgres(t).Addr())
 	redisProxy := sandbox.NewProxy(t, s.redis.Addr())
-	s = s.with("DATABASE_URL="+proxy.URL(s.database), "REDIS_URL="+redisProxy.URL(s.redis.URL()))
+	s = s.with("DATABASE_URL="+sandbox.As(proxy.URL(s.database), role, password), "REDIS_URL="+sandbox.As(redisProxy.URL(s.redis.URL()), role, password))
 	s.expect(exitOK, []string{"status"}, "PostgreSQL  connected")
 
 	proxy.Cut()
@@ -94,7 +94,7 @@ func TestStatusStoreAway(t *testing.T) {
 }
 
 func TestStatusWrongTable(t *testing.T) {
-	s := newSite(t, sandbox.NewDatabase(t))
+	s := newOwner(t, sandbox.NewDatabase(t))
 	s.expect(exitOK, []string{"status"}, "public.scan_tasks: ", "does not exist")
 }
 
@@ -108,7 +108,7 @@ func TestColor(t *testing.T) {
 // A large Redis is not counted, which would take long: a part of it is.
 func TestStatusEstimates(t *testing.T) {
 	s := newSite(t, sandbox.NewExampleDatabase(t))
-	large := sandbox.NewRedis(t, sandbox.RedisOptions{Args: []string{"--enable-debug-command", "yes"}})
+	large := sandbox.NewRedis(t, sandbox.RedisOptions{ACLFile: usersACL, Args: []string{"--enable-debug-command", "yes"}})
 	client := large.Client(0)
 	defer client.Close()
 	for _, populate := range [][]any{{"DEBUG", "POPULATE", 300_000, "celery-task-meta-", 5}, {"DEBUG", "POPULATE", 100_000, "other-", 5}} {
@@ -116,7 +116,7 @@ func TestStatusEstimates(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	s = s.with("REDIS_URL=" + large.URL())
+	s = s.with("REDIS_URL=" + sandbox.As(large.URL(), role, password))
 	began := time.Now()
 	s.expect(exitOK, []string{"status"}, "keys 400000", "about ")
 	if took := time.Since(began); took > 4*time.Second {

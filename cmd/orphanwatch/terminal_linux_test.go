@@ -68,7 +68,7 @@ func TestConfirmOnTerminal(t *testing.T) {
 
 func TestTeardownAsks(t *testing.T) {
 	keyboard, screen := terminal(t)
-	s := newSite(t, sandbox.NewExampleDatabase(t))
+	s := newOwner(t, sandbox.NewExampleDatabase(t))
 	s.expect(exitOK, []string{"setup"})
 	var out strings.Builder
 	for _, try := range []struct {

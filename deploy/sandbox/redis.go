@@ -20,6 +20,8 @@ type RedisOptions struct {
 	AppendOnly bool
 	// Password, if any, is required from every client (requirepass).
 	Password string
+	// ACLFile is a file with users (aclfile), which may be ours: nobody writes it.
+	ACLFile string
 	// Args are further arguments of redis-server, such as "--maxmemory", "64mb".
 	Args []string
 }
@@ -59,6 +61,13 @@ func (sb *Sandbox) StartRedis(ctx context.Context, opts RedisOptions) (*Redis, e
 	}
 	if opts.Password != "" {
 		argv = append(argv, "--requirepass", opts.Password)
+	}
+	if opts.ACLFile != "" {
+		path, err := filepath.Abs(opts.ACLFile) // the server runs in a directory of its own
+		if err != nil {
+			return nil, fmt.Errorf("start redis: %w", err)
+		}
+		argv = append(argv, "--aclfile", path)
 	}
 	r.server = server{
 		sandbox:    sb,

@@ -69,6 +69,7 @@ const (
 	nameRole      = "redis role"
 	nameFlags     = "redis keyspace events"
 	nameRights    = "redis rights"
+	nameQueues    = "redis rights to queues"
 	nameEviction  = "redis eviction"
 	nameBuffer    = "redis pubsub buffer"
 )
@@ -83,7 +84,7 @@ func (c *check) reachable(ctx context.Context) bool {
 		case redis.IsAuthError(err), redis.HasErrorPrefix(err, "WRONGPASS"):
 			fix = "put the right user and password into redis.url"
 		case redis.IsPermissionError(err):
-			fix = aclFix(whoami(ctx, c.Client), "+ping")
+			fix = aclFix(whoami(ctx, c.Client), "+"+refusedCommand(err, "ping"))
 		case errors.As(err, &answer):
 			fix = "wait until it is ready, or see its log"
 		}

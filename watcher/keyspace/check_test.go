@@ -129,6 +129,21 @@ func TestCheckRights(t *testing.T) {
 			}
 		})
 	}
+	// Another database than the first takes one more command, which the connection sends.
+	t.Run("no-select", func(t *testing.T) {
+		if err := admin.Do(t.Context(), "ACL", "SETUSER", "no-select", "on", ">x", "+@all", "-select", "~*", "&*").Err(); err != nil {
+			t.Fatal(err)
+		}
+		third := dial(t, strings.NewReplacer("redis://", "redis://no-select:x@", "/0", "/3").Replace(server.URL()))
+		got := named(t, Check(t.Context(), Options{Client: third, Keys: newKeys()}), nameReachable)
+		if got.OK || !strings.Contains(got.Fix, "'+select'") {
+			t.Fatalf("%+v", got)
+		}
+		f.shell(got.Fix)
+		if got := named(t, Check(t.Context(), Options{Client: third, Keys: newKeys()}), nameRights); !got.OK {
+			t.Errorf("after the fix: %+v", got)
+		}
+	})
 	t.Run("may not ask", func(t *testing.T) {
 		if err := admin.Do(t.Context(), "ACL", "SETUSER", "blind", "on", ">x", "+@all", "-acl", "~*", "&*").Err(); err != nil {
 			t.Fatal(err)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/redis/go-redis/v9"
@@ -77,19 +78,27 @@ func (r right) probes() (out []right) {
 // forCommand tells whether Redis refuses a command, and not its keys or channels.
 func forCommand(refusal string) bool { return strings.Contains(refusal, "permissions to run the '") }
 
+// refusedCommand is the one that a refusal names. It need not be the one that was sent:
+// a connection begins with others (SELECT).
+func refusedCommand(err error, sent string) string {
+	_, rest, _ := strings.Cut(err.Error(), "permissions to run the '")
+	if name, _, ok := strings.Cut(rest, "'"); ok {
+		return name
+	}
+	return sent
+}
+
 // brokerCommands are sent to the broker, by the key that they are about.
 var brokerCommands = map[string]string{
 	"celery":                "TYPE K\nLLEN K\nLINDEX K 0\nLPOS K x\nLRANGE K 0 1\nLREM K 1 x\nLSET K 0 x\nLPUSH K x\nRPUSH K x\nLTRIM K 0 1",
 	"unacked":               "TYPE K\nHSCAN K 0\nHGET K x\nHDEL K x",
 	"unacked_index":         "TYPE K\nZREM K x",
 	"_kombu.binding.celery": "TYPE K\nSSCAN K 0\nSCARD K",
-	// Queues, their priorities and what else is a list are found by looking at them.
-	"any_list": "TYPE K\nLLEN K\nLINDEX K 0",
 }
 
 // resultRights are for all that is done in the Redis of the results.
 func resultRights(o Options) []right {
-	rights := o.rights(serverCommands+o.configSet(resultFlags), "")
+	rights := o.rights(serverCommands+o.further(resultFlags), "")
 	rights = append(rights, o.rights(ownCommands, "x", "~orphanwatch:*")...)
 	exact, globs, _ := o.channels(ModeKeyspace, canaryPrefix+"x")
 	rights = append(rights, right{[]string{"SUBSCRIBE", exact[0]}, append(channelRules(exact, nil), "+subscribe")})
@@ -103,7 +112,7 @@ func resultRights(o Options) []right {
 
 // brokerRights are for all that is done in the broker's Redis: lists of any name.
 func brokerRights(o Options) []right {
-	rights := o.rights(serverCommands+o.configSet(brokerFlags), "")
+	rights := o.rights(serverCommands+o.further(brokerFlags), "")
 	rights = append(rights, o.rights(ownCommands, "x", "~orphanwatch:*")...)
 	rights = append(rights, o.rights("LPUSH O x\nRPUSH O x\nLRANGE O 0 1\nLLEN O\nLTRIM O 0 0", "x", "~orphanwatch:*")...)
 	for _, key := range slices.Sorted(maps.Keys(brokerCommands)) {
@@ -119,11 +128,15 @@ func brokerRights(o Options) []right {
 	return rights
 }
 
-func (o Options) configSet(flags string) string {
-	if o.Configure == ConfigureNever {
-		return ""
+// further is what is sent besides serverCommands.
+func (o Options) further(flags string) (commands string) {
+	if o.Client.Options().DB != 0 {
+		commands = "\nSELECT " + strconv.Itoa(o.Client.Options().DB)
 	}
-	return "\nCONFIG SET notify-keyspace-events " + flags
+	if o.Configure != ConfigureNever {
+		commands += "\nCONFIG SET notify-keyspace-events " + flags
+	}
+	return commands
 }
 
 // rights are commands, with their keys put in, and the rules that permit them.
@@ -204,6 +217,20 @@ func (c *check) rights(ctx context.Context) {
 		return
 	}
 	c.ok(nameRights, "user %s may do all that is needed", user)
+	if c.Lists {
+		c.otherLists(ctx, user)
+	}
+}
+
+// otherLists: queues without a binding are found by a look at all lists, as far as our
+// user may. Which names the application's have is not for us to know.
+func (c *check) otherLists(ctx context.Context, user string) {
+	answer, err := c.Client.Do(ctx, "ACL", "DRYRUN", user, "LINDEX", c.Prefix+"any_list", 0).Text()
+	if err != nil || answer == "OK" {
+		return
+	}
+	c.advise(nameQueues, "user "+user+" may not read every list: queues of names that its rules do not hold are not found, and their messages stay",
+		aclFix(user, "~"+escape.Replace(c.Prefix)+"NAME")+" for each queue of another name; nothing where there is none")
 }
 
 // rightsUnknown: a server before 7.0 has no DRYRUN, and a user with few rights may
