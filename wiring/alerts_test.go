@@ -149,9 +149,8 @@ func withoutComments(text string) string {
 }
 
 // firing tells whether the alert of deploy/prometheus fires at that time, with these
-// series: by the metric with its labels ({…}, in the order of Prometheus's text), a value
-// each step from 0 on, NaN for a scrape that failed. It is promtool that judges, on the
-// real rules.
+// series: by the metric with its labels, a value each step from 0 on, NaN for a scrape that
+// failed. It is promtool that judges, on the real rules.
 func firing(t *testing.T, alert string, series map[string][]float64, step, at time.Duration) bool {
 	t.Helper()
 	rules, err := filepath.Abs(rulesFile)
