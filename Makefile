@@ -72,8 +72,9 @@ clean: ## remove what was built (bin/tools too)
 # Not habits of their own:
 
 .PHONY: deps
-deps: # Redis, PostgreSQL and Celery, through apt where they are missing
+deps: # Redis, PostgreSQL, Celery and promtool, through apt where they are missing
 	deploy/install-deps.sh
+	deploy/install-promtool.sh
 
 .PHONY: tools
 tools: # golangci-lint, built once (about two minutes) and kept in bin/tools
