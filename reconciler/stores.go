@@ -95,8 +95,8 @@ type Removal struct {
 
 // RowsGood is for how long a look at a row is good, by the clock of the Redis where a
 // removal arrives: one that has waited longer, in a connection or in a process that was
-// stopped, is refused, since the row may have been inserted again.
-const RowsGood = 5 * time.Second
+// stopped, is refused, since the row may have been inserted again. No look takes longer.
+const RowsGood = 10 * time.Second
 
 // Record is what is remembered of a removal: tombstone, undo and history.
 type Record struct {
