@@ -13,7 +13,7 @@ func (r *Reconciler) remove(ctx context.Context, term Term, all []*unit, verdict
 	for _, u := range all {
 		if u.decision.Outcome == OutcomeRemoved && !u.work.Subject.Kind.OfMessages() {
 			units = append(units, u)
-			removals = append(removals, Removal{Subject: u.look.Subject, Artifacts: u.decision.Remove, Record: r.record(u, spans[u.of], r.Now())})
+			removals = append(removals, Removal{Subject: u.look.Subject, Artifacts: u.decision.Remove, Record: r.record(u, spans[u.of], r.Now()), Looked: u.looked})
 		}
 	}
 	if len(units) == 0 {
@@ -52,6 +52,9 @@ func (v *Verdict) refused(status RemoveStatus) bool {
 	case Changed:
 		v.Outcome, v.HeldBy, v.After = OutcomeDeferred, HeldByChange, 0
 		v.Reason = "it was written again meanwhile"
+	case Late:
+		v.Outcome, v.HeldBy, v.After = OutcomeDeferred, HeldByChange, lookAgain
+		v.Reason = "its row was read too long ago"
 	case Paused:
 		v.Outcome, v.HeldBy, v.After = OutcomeDeferred, HeldByPause, maxRetry
 		v.Reason = "removals are paused"

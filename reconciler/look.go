@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 )
 
 // unit is what is judged as one: a task, or the companion keys of a row. A work has
@@ -16,6 +17,8 @@ type unit struct {
 	look  Look
 	found Found
 	row   RowState
+	// looked is when the row was read.
+	looked time.Time
 	// sees: every deletion is visible to the rows; prompt: all were committed just now.
 	sees, prompt bool
 	// mayRun is of a task whose messages are looked at.
@@ -79,7 +82,7 @@ func (r *Reconciler) lookRows(ctx context.Context, works []*Work, units []*unit,
 		return fmt.Errorf("read rows: %w", err)
 	}
 	for i, u := range units {
-		u.row = answer.States[i]
+		u.row, u.looked = answer.States[i], began
 		deletions := works[u.of].Deletions
 		u.sees, u.prompt = true, len(deletions) > 0
 		for _, d := range deletions {

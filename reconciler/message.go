@@ -3,6 +3,7 @@ package reconciler
 import (
 	"context"
 	"strings"
+	"time"
 )
 
 // RowRef names a row by its key, as an argument of a task does.
@@ -88,6 +89,8 @@ type Pull struct {
 	// Subject is the task.
 	Subject Subject
 	Message Message
+	// Looked is as in Removal.
+	Looked time.Time
 }
 
 // Messages is the broker as the reconciler needs it.
@@ -98,11 +101,12 @@ type Messages interface {
 	// not unacked (in the hands of a worker that has just popped it) is not seen.
 	Sweep(ctx context.Context, yield func([]Message) error) error
 	// Pull answers in order: Removed; Changed where the message is not there any
-	// more (popped, given back, acknowledged); Stale, Paused or Held.
+	// more (popped, given back, acknowledged); Stale, Paused, Held or Late.
 	Pull(ctx context.Context, epoch uint64, pulls []Pull) ([]RemoveStatus, error)
 	// Revoke tells all workers not to run these tasks. It gives how many heard it, and
-	// how many there should be.
-	Revoke(ctx context.Context, ids []string) (heard, workers int, err error)
+	// how many there should be. It refuses with ErrStale where epoch is not the newest
+	// leader's, and with ErrLate where the rows were read over RowsGood ago.
+	Revoke(ctx context.Context, epoch uint64, looked time.Time, ids []string) (heard, workers int, err error)
 	// Release ends an operator's hold on the messages of tasks whose row exists.
 	Release(ctx context.Context, tasks []Subject) error
 }

@@ -15,6 +15,9 @@ import (
 // ErrStale says that another leader has taken over: whoever gets it must stop.
 var ErrStale = errors.New("another leader has taken over: the epoch in Redis is not ours")
 
+// ErrLate is that of a look at the rows that is too old to be acted on.
+var ErrLate = errors.New("the rows were read too long ago")
+
 // Term is one copy's time as the leader.
 type Term struct {
 	// Epoch is compared inside every removal.

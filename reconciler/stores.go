@@ -88,7 +88,15 @@ type Removal struct {
 	Subject   Subject
 	Artifacts []Artifact
 	Record    Record
+	// Looked is when its row was read: over RowsGood later nothing is removed. Zero for
+	// no such limit.
+	Looked time.Time
 }
+
+// RowsGood is for how long a look at a row is good, by the clock of the Redis where a
+// removal arrives: one that has waited longer, in a connection or in a process that was
+// stopped, is refused, since the row may have been inserted again. No look takes longer.
+const RowsGood = 10 * time.Second
 
 // Record is what is remembered of a removal: tombstone, undo and history.
 type Record struct {
@@ -142,6 +150,8 @@ const (
 	Paused RemoveStatus = "paused"
 	// Held: restored by an operator; nothing was removed.
 	Held RemoveStatus = "held"
+	// Late: its row was read over RowsGood ago; nothing was removed.
+	Late RemoveStatus = "late"
 )
 
 // RemoveResult is what a removal did.

@@ -44,6 +44,8 @@ type revokes struct {
 type revoke struct {
 	id   string
 	look Look
+	// looked is when its row was read.
+	looked time.Time
 }
 
 func newRevokes() *revokes {
@@ -60,7 +62,7 @@ func (r *Reconciler) takeMessages(ctx context.Context, term Term, works []*Work,
 			units = append(units, u)
 		}
 	}
-	if err := r.publishLate(ctx); err != nil || len(units) == 0 {
+	if err := r.publishLate(ctx, term); err != nil || len(units) == 0 {
 		return err
 	}
 	for looked, page := r.Now(), []*unit(nil); len(units) > 0; {
@@ -129,7 +131,7 @@ func (r *Reconciler) takePage(ctx context.Context, term Term, units []*unit, rev
 			if b.Revoke {
 				revoked = append(revoked, u)
 				for _, id := range spellings(u) {
-					granted = append(granted, revoke{strings.Clone(id), Look{u.look.Subject, u.look.Spelling, u.look.Refs, nil}})
+					granted = append(granted, revoke{strings.Clone(id), Look{u.look.Subject, u.look.Spelling, u.look.Refs, nil}, u.looked})
 				}
 			}
 			if len(u.decision.Remove) > 0 {
@@ -145,7 +147,7 @@ func (r *Reconciler) takePage(ctx context.Context, term Term, units []*unit, rev
 	if len(revoked) > 0 && spans[revoked[0].of] != nil {
 		telling = spans[revoked[0].of].ctx // what is logged of it leads to one of its traces
 	}
-	err = r.publish(telling, granted)
+	err = r.publish(telling, term, granted)
 	r.telemetry.step(spansOf(revoked, spans), r.telemetry.steps.revoke, began, err)
 	if err != nil {
 		return err
@@ -200,7 +202,7 @@ func (r *Reconciler) mayRevoke(ctx context.Context, units []*unit) ([]bool, erro
 
 // publishLate publishes what could not be published before, but of rows that are
 // there again.
-func (r *Reconciler) publishLate(ctx context.Context) error {
+func (r *Reconciler) publishLate(ctx context.Context, term Term) error {
 	r.revokes.mu.Lock()
 	unsent := r.revokes.unsent
 	r.revokes.mu.Unlock()
@@ -211,34 +213,38 @@ func (r *Reconciler) publishLate(ctx context.Context) error {
 	for i, u := range unsent {
 		looks[i] = u.look
 	}
+	looked := r.Now()
 	answer, err := r.Rows.Look(ctx, looks)
 	if err != nil {
 		return fmt.Errorf("read rows: %w", err)
 	}
 	var late []revoke
 	for i, u := range unsent {
-		if !answer.States[i].Exists {
+		if u.looked = looked; !answer.States[i].Exists {
 			late = append(late, u)
 		}
 	}
 	r.revokes.mu.Lock()
 	r.revokes.unsent = nil
 	r.revokes.mu.Unlock()
-	return r.publish(ctx, late)
+	return r.publish(ctx, term, late)
 }
 
 // publish revokes tasks; those that could not be published stay.
-func (r *Reconciler) publish(ctx context.Context, granted []revoke) error {
+func (r *Reconciler) publish(ctx context.Context, term Term, granted []revoke) error {
 	r.revokes.mu.Lock()
 	defer r.revokes.mu.Unlock()
 	r.revokes.unsent = append(r.revokes.unsent, granted...)
 	for len(r.revokes.unsent) > 0 {
 		n := min(revokePage, len(r.revokes.unsent))
-		page := make([]string, n)
+		page, looked := make([]string, n), r.revokes.unsent[0].looked
 		for i, u := range r.revokes.unsent[:n] {
 			page[i] = u.id
+			if u.looked.Before(looked) {
+				looked = u.looked
+			}
 		}
-		heard, workers, err := r.Messages.Revoke(ctx, page)
+		heard, workers, err := r.Messages.Revoke(ctx, term.Epoch, looked, page)
 		if err != nil {
 			return fmt.Errorf("revoke: %w", err)
 		}
@@ -296,7 +302,7 @@ func (r *Reconciler) pull(ctx context.Context, term Term, units []*unit, verdict
 			}
 			known[k] = len(pulls)
 			at = append(at, len(pulls))
-			pulls = append(pulls, Pull{Subject: u.look.Subject, Message: *a.Message})
+			pulls = append(pulls, Pull{Subject: u.look.Subject, Message: *a.Message, Looked: u.looked})
 		}
 	}
 	if len(pulls) == 0 {

@@ -330,7 +330,7 @@ func (w *world) Pull(_ context.Context, epoch uint64, pulls []Pull) (out []Remov
 	})
 }
 
-func (w *world) Revoke(_ context.Context, ids []string) (int, int, error) {
+func (w *world) Revoke(_ context.Context, _ uint64, _ time.Time, ids []string) (int, int, error) {
 	if slices.Contains(ids, "") { // the real one refuses it, too
 		return 0, 0, errors.New("an id is empty")
 	}

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/url"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -148,6 +149,17 @@ func (p *Proxy) Connections() int {
 	return len(p.links)
 }
 
+// Held is how many bytes for the server are on their way through the proxy: while it is
+// stalled, what clients have sent in vain.
+func (p *Proxy) Held() (n int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for l := range p.links {
+		n += l.held.Load()
+	}
+	return n
+}
+
 // Close cuts for good and awaits the proxy's goroutines.
 func (p *Proxy) Close() {
 	p.Cut()
@@ -200,8 +212,9 @@ func (p *Proxy) serve(listener net.Listener, client net.Conn) {
 	p.mu.Unlock()
 
 	var wg sync.WaitGroup
-	wg.Go(func() { l.pump(server, client) })
-	wg.Go(func() { l.pump(client, server) })
+	var back atomic.Int64
+	wg.Go(func() { l.pump(server, client, &l.held) })
+	wg.Go(func() { l.pump(client, server, &back) })
 	wg.Wait()
 	l.close()
 
@@ -216,6 +229,7 @@ type link struct {
 	client, server net.Conn
 	once           sync.Once
 	done           chan struct{}
+	held           atomic.Int64 // bytes for the server
 }
 
 func (l *link) close() {
@@ -233,7 +247,7 @@ type piece struct {
 }
 
 // pump moves data one way through a delay line. Its reader has ended when it returns.
-func (l *link) pump(to, from net.Conn) {
+func (l *link) pump(to, from net.Conn, held *atomic.Int64) {
 	line := make(chan piece, 64)
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -244,6 +258,7 @@ func (l *link) pump(to, from net.Conn) {
 			_, latency := l.proxy.faults()
 			p := piece{data: append([]byte(nil), buffer[:n]...), due: time.Now().Add(latency)}
 			if n > 0 || errors.Is(err, io.EOF) {
+				held.Add(int64(n))
 				select {
 				case line <- p:
 				case <-l.done:
@@ -260,6 +275,7 @@ func (l *link) pump(to, from net.Conn) {
 			l.close()
 			break
 		}
+		held.Add(-int64(len(p.data)))
 	}
 	wg.Wait()
 }

@@ -200,8 +200,10 @@ func TestProxy(t *testing.T) {
 	}
 	direct := redisClient(t, sb.Redis.URL())
 	require.Zero(t, direct.Exists(ctx, "k").Val())
+	require.Positive(t, proxy.Held())
 	require.NoError(t, proxy.Heal())
 	require.NoError(t, <-answer, "the connection has survived")
+	require.Zero(t, proxy.Held())
 	require.EqualValues(t, 1, direct.Exists(ctx, "k").Val())
 
 	proxy.Slow(60 * time.Millisecond)

@@ -49,6 +49,7 @@ type Broker struct {
 	discovered atomic.Bool
 	near       int64 // pullNear, but in tests
 	pacer      *pacer
+	clock      clock
 	// unreadable is of the last complete sweep.
 	unreadable atomic.Int64
 
@@ -149,19 +150,32 @@ const revokeIDs = 500
 // it, 0 also where the channel is not theirs; workers, how many there should be: if
 // none has heard it, those that have bound a queue for remote control (one that was
 // killed is still counted). It is not stored anywhere but in their memory, and
-// cannot be taken back.
-func (b *Broker) Revoke(ctx context.Context, ids []string) (heard, workers int, err error) {
+// cannot be taken back: where epoch is not the newest leader's, or the rows were read
+// too long ago, it is not published (reconciler.ErrStale, ErrLate).
+func (b *Broker) Revoke(ctx context.Context, epoch uint64, looked time.Time, ids []string) (heard, workers int, err error) {
 	channel := b.ControlChannel()
+	deadline, err := b.clock.deadlines(ctx, b.client)
+	if err != nil {
+		return 0, 0, failed("revoke", err)
+	}
 	for page := range slices.Chunk(ids, revokeIDs) {
 		message, err := revokeMessage(page, b.options.Terminate)
 		if err != nil {
 			return heard, 0, failed("revoke", err)
 		}
-		n, err := b.client.Publish(ctx, channel, message).Result()
+		reply, err := revokeScript.one(ctx, b.client, []string{controlKey}, epoch, deadline(looked), channel, message)
 		if err != nil {
 			return heard, 0, failed("revoke", err)
 		}
-		heard = max(heard, int(n))
+		switch n, _ := reply.(int64); n {
+		case -1:
+			return heard, 0, reconciler.ErrStale
+		case -2:
+			b.clock.forget()
+			return heard, 0, reconciler.ErrLate
+		default:
+			heard = max(heard, int(n))
+		}
 	}
 	if heard == 0 {
 		workers, err = b.Workers(ctx)

@@ -44,7 +44,11 @@ const (
 // not shift what is still to come. What is pushed meanwhile shifts all upwards:
 // the shift that was last found is added to the next index.
 func (b *Broker) Pull(ctx context.Context, epoch uint64, pulls []reconciler.Pull) ([]reconciler.RemoveStatus, error) {
-	p := &pulling{Broker: b, pace: b.pace(), epoch: epoch, pulls: pulls, statuses: make([]reconciler.RemoveStatus, len(pulls))}
+	deadline, err := b.clock.deadlines(ctx, b.client)
+	if err != nil {
+		return nil, failed("pull", err)
+	}
+	p := &pulling{Broker: b, deadline: deadline, pace: b.pace(), epoch: epoch, pulls: pulls, statuses: make([]reconciler.RemoveStatus, len(pulls))}
 	var unacked []int
 	queued := map[string][]int{}
 	var lists []string
@@ -77,6 +81,7 @@ func (b *Broker) Pull(ctx context.Context, epoch uint64, pulls []reconciler.Pull
 // pulling is one batch.
 type pulling struct {
 	*Broker
+	deadline func(looked time.Time) int64
 	pace     *pacer
 	epoch    uint64
 	pulls    []reconciler.Pull
@@ -125,7 +130,8 @@ func (p *pulling) call(i int, key string, more ...any) call {
 	pull := p.pulls[i]
 	place := pull.Message.Place
 	keys := []string{controlKey, messagesPrefix + p.keys.recordID(pull.Subject), key}
-	return call{keys, append([]any{p.epoch, p.options.Quarantine.Milliseconds(), place.Tag, place.Envelope}, more...)}
+	args := append([]any{p.epoch, p.options.Quarantine.Milliseconds(), place.Tag, place.Envelope}, more...)
+	return call{keys, append(args, p.deadline(pull.Looked))}
 }
 
 // found is where pull.lua met an element.
@@ -154,6 +160,9 @@ func (p *pulling) run(ctx context.Context, page []int, calls []call) ([]found, e
 		out[n].index, _ = answer[1].(int64)
 		if p.statuses[i] = reconciler.RemoveStatus(out[n].status); out[n].status == "marked" {
 			p.statuses[i] = reconciler.Removed
+		}
+		if p.statuses[i] == reconciler.Late {
+			p.clock.forget()
 		}
 	}
 	return out, p.pace.pay(ctx)

@@ -17,7 +17,7 @@ func TestRevoke(t *testing.T) {
 	t.Parallel()
 	l := newBrokerLab(t, func(o *celery.BrokerOptions) { o.KeyPrefix, o.DB, o.ControlExchange = "p:", 3, "scans" })
 	ctx := t.Context()
-	if n, _, err := l.Revoke(ctx, []string{"nobody listens"}); n != 0 || err != nil {
+	if n, _, err := l.Revoke(ctx, l.epoch, time.Now(), []string{"nobody listens"}); n != 0 || err != nil {
 		t.Errorf("%d heard, %v", n, err)
 	}
 	worker := l.client.Subscribe(ctx, "p:/3.scans.pidbox")
@@ -28,10 +28,10 @@ func TestRevoke(t *testing.T) {
 	for i := range 1201 {
 		ids = append(ids, fmt.Sprint("t", i))
 	}
-	if n, _, err := l.Revoke(ctx, ids); n != 1 || err != nil {
+	if n, _, err := l.Revoke(ctx, l.epoch, time.Now(), ids); n != 1 || err != nil {
 		t.Errorf("%d heard, %v", n, err)
 	}
-	if n, _, err := l.Revoke(ctx, nil); n != 0 || err != nil {
+	if n, _, err := l.Revoke(ctx, l.epoch, time.Now(), nil); n != 0 || err != nil {
 		t.Errorf("%d heard of nothing, %v", n, err)
 	}
 	for len(heard) < len(ids) {

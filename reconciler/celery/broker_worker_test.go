@@ -65,7 +65,7 @@ func TestWorkerAndBroker(t *testing.T) {
 			if n, err := l.Workers(ctx); err != nil || n != 1 {
 				t.Errorf("%d workers, %v", n, err)
 			}
-			if n, _, err := l.Revoke(ctx, []string{"never-1", "never-2"}); err != nil || n != 1 {
+			if n, _, err := l.Revoke(ctx, l.epoch, time.Now(), []string{"never-1", "never-2"}); err != nil || n != 1 {
 				t.Errorf("%d workers heard, %v", n, err)
 			}
 			logged := func() string {

@@ -15,10 +15,12 @@
 -- ARGV[8]  how far from either end it is looked for then; 0: it is not
 -- ARGV[9]  how far from an end an element is taken out; farther in it is replaced
 -- ARGV[10] by this tombstone
+-- last     until when the caller's look at the row is good, by this server's clock,
+--          ms; 0: for ever
 --
 -- Returns {status, index}: 'stale' (another leader, or no control hash),
--- 'paused', 'held' (restored by an operator), 'changed' (not there, or not found):
--- nothing was touched. 'removed', or 'marked' (replaced by the tombstone). The
+-- 'paused', 'late', 'held' (restored by an operator), 'changed' (not there, or not
+-- found): nothing was touched. 'removed', or 'marked' (replaced by the tombstone). The
 -- index is where it was found, -1 where that does not apply.
 --
 -- The record is a hash: 'm:' .. tag is the message, 'p:' .. tag its place: 'H' or
@@ -37,12 +39,15 @@ end
 if control[2] then
   return { 'paused', -1 }
 end
+local time = call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local good = tonumber(ARGV[#ARGV])
+if good > 0 and now > good then
+  return { 'late', -1 }
+end
 local held = call('HGET', record, 'hold_until')
-if held then
-  local time = call('TIME')
-  if tonumber(held) > time[1] * 1000 + math.floor(time[2] / 1000) then
-    return { 'held', -1 }
-  end
+if held and tonumber(held) > now then
+  return { 'held', -1 }
 end
 local tag, want = ARGV[3], ARGV[4]
 

@@ -26,9 +26,13 @@ func (s *Store) Remove(ctx context.Context, epoch uint64, removals []reconciler.
 	for len(removals) > 0 {
 		now := removals[:min(removeCalls, len(removals))]
 		removals = removals[len(now):]
+		deadline, err := s.clock.deadlines(ctx, s.client)
+		if err != nil {
+			return nil, failed("remove", err)
+		}
 		calls := make([]call, len(now))
 		for i, r := range now {
-			calls[i] = s.removal(fixed, r)
+			calls[i] = s.removal(fixed, r, deadline(r.Looked))
 		}
 		replies, err := removeScript.run(ctx, s.client, calls)
 		if err != nil {
@@ -38,6 +42,9 @@ func (s *Store) Remove(ctx context.Context, epoch uint64, removals []reconciler.
 			result, err := removed(r, replies[i])
 			if err != nil {
 				return nil, failed("remove", err)
+			}
+			if result.Status == reconciler.Late {
+				s.clock.forget()
 			}
 			results = append(results, result)
 		}
@@ -64,11 +71,11 @@ func (s *Store) Revive(ctx context.Context, subjects []reconciler.Subject) error
 // remember is how long a record lasts: the place of a quarantined value is in it.
 func (s *Store) remember() time.Duration { return max(s.options.Remember, s.options.Quarantine) }
 
-func (s *Store) removal(fixed []any, r reconciler.Removal) call {
+func (s *Store) removal(fixed []any, r reconciler.Removal, deadline int64) call {
 	id := s.Keys.recordID(r.Subject)
 	keys := make([]string, 0, 3+len(r.Artifacts))
 	keys = append(keys, controlKey, recordPrefix+id, recordsKey)
-	args := make([]any, 0, 22+4*len(r.Artifacts))
+	args := make([]any, 0, 23+4*len(r.Artifacts))
 	args = append(args, fixed...)
 	args = append(args, id, string(r.Record.Evidence), nil)
 	args = appendFields(args, r.Subject.ID, r.Record)
@@ -77,7 +84,7 @@ func (s *Store) removal(fixed []any, r reconciler.Removal) call {
 		keys = append(keys, a.Key)
 		args = append(args, string(a.Kind), a.Stamp.Len, a.Stamp.Head, a.Stamp.Tail)
 	}
-	return call{keys, args}
+	return call{keys, append(args, deadline)}
 }
 
 // appendFields writes what is known of a removal, each field under its name in

@@ -12,9 +12,11 @@
 -- ARGV[6]  n, how many arguments of the record's first fields follow
 -- ARGV[7…6+n]  field, value, …
 -- then of each artifact: kind, and its stamp (stamp.lua): length, head, tail
+-- last     until when the caller's look at the row is good, by this server's clock,
+--          ms; 0: for ever
 --
 -- Returns one text: 'stale' (another leader, or no control hash), 'paused',
--- 'held' (restored by an operator): nothing was touched. Else 'removed', or
+-- 'held' (restored by an operator), 'late': nothing was touched. Else 'removed', or
 -- 'changed' if any artifact has another stamp now, then a space and a letter for
 -- each artifact: '1' removed, '0' not there, 'c' changed and left.
 --
@@ -39,6 +41,10 @@ end
 local record = call('HMGET', KEYS[2], 'evidence', 'hold_until')
 local time = call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local good = tonumber(ARGV[#ARGV])
+if good > 0 and now > good then
+  return 'late'
+end
 if record[2] and tonumber(record[2]) > now then
   return 'held'
 end

@@ -50,6 +50,9 @@ var takeSource string
 //go:embed pull.lua
 var pullSource string
 
+//go:embed revoke.lua
+var revokeSource string
+
 //go:embed purge.lua
 var purgeSource string
 
@@ -87,6 +90,7 @@ var (
 	reviveScript  = newScript(reviveSource)
 	takeScript    = newScript(takeSource)
 	pullScript    = newScript(pullSource)
+	revokeScript  = newScript(revokeSource)
 	purgeScript   = newScript(purgeSource)
 	requeueScript = newScript(requeueSource)
 	raiseScript   = newScript(raiseSource)

@@ -41,6 +41,7 @@ type Store struct {
 	// byArgument: some binding goes by its arguments, which reader reads.
 	byArgument bool
 	reader     *Reader
+	clock      clock
 	// records have been written since the set of records was last trimmed.
 	records atomic.Int64
 	// scanned of total keys the newest Scan has gone over.

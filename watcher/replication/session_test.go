@@ -72,6 +72,7 @@ func TestFinish(t *testing.T) {
 	r.rows(10)
 	r.purge()
 	r.await("deletes", func() bool { return r.arrived(10) })
+	r.settle() // else the last commit's end may not have been read: its delete would come again
 	sess := r.session.Load()
 	sess.Quiesce()
 	r.rows(5)
@@ -84,6 +85,30 @@ func TestFinish(t *testing.T) {
 
 	again := newRig(t, r.src.opts).run()
 	again.await("the rest", func() bool { return again.arrived(5) })
+}
+
+// TestFinishInATransaction: one that Quiesce cuts is not confirmed, though all that
+// was read of it is done; it comes again, whole.
+func TestFinishInATransaction(t *testing.T) {
+	r := example(t)
+	const before, large = 3, 2000 // several reads of the stream
+	r.rows(before)
+	r.purge()
+	r.await("deletes", func() bool { return r.arrived(before) })
+	r.settle()
+	r.sink.set(100, true, 0) // it stops in the middle
+	r.rows(large)
+	r.exec("DELETE FROM scan_tasks")
+	r.await("full queue", func() bool { return r.session.Load().blocked.Load() })
+	sess := r.session.Load()
+	sess.Quiesce()
+	r.sink.set(1<<30, false, 100)
+	require.NoError(t, r.stop())
+	require.Equal(t, sess.ledger.Confirmed(), r.confirmed())
+	require.Less(t, len(r.sink.offered()), before+large)
+
+	again := newRig(t, r.src.opts).run()
+	again.await("the whole transaction", func() bool { return again.arrived(large) })
 }
 
 // TestStandby: the second copy waits, says for whom, and takes over.

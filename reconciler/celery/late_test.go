@@ -1,0 +1,97 @@
+package celery_test
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/orphanwatch/orphanwatch/reconciler"
+)
+
+// What a removal is based on is good for RowsGood, by the server's clock; without a
+// time it is good for ever.
+func TestALateRemovalIsRefused(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	task := reconciler.TaskSubject(id1)
+	removal := func(looked time.Time) reconciler.RemoveStatus {
+		l.do("set", key1, "value")
+		found, err := l.Look(t.Context(), []reconciler.Look{{Subject: task}})
+		l.ok(err)
+		results, err := l.Remove(t.Context(), l.epoch, []reconciler.Removal{{
+			Subject: task, Artifacts: found[0].Artifacts, Looked: looked, Record: reconciler.Record{Evidence: reconciler.Deleted},
+		}})
+		l.ok(err)
+		return results[0].Status
+	}
+	if s := removal(time.Now().Add(-reconciler.RowsGood - time.Second)); s != reconciler.Late {
+		t.Error(s)
+	}
+	if l.client.Exists(t.Context(), key1).Val() != 1 || l.client.Exists(t.Context(), "orphanwatch:record:task:"+id1).Val() != 0 {
+		t.Error("a late removal has done something")
+	}
+	for _, looked := range []time.Time{time.Now(), {}} {
+		if s := removal(looked); s != reconciler.Removed {
+			t.Error(looked, s)
+		}
+	}
+}
+
+func TestALatePullIsRefused(t *testing.T) {
+	t.Parallel()
+	l := newBrokerLab(t)
+	l.run("rpush celery @a @b", "hset unacked tag-c &c", "zadd unacked_index 1 tag-c")
+	messages := l.sweep()
+	if len(messages) != 3 {
+		t.Fatal(messages)
+	}
+	for _, message := range messages {
+		pull := pullOf(message)
+		before := l.state()
+		for _, looked := range []time.Time{time.Now().Add(-reconciler.RowsGood - time.Second), time.Now()} {
+			pull.Looked = looked
+			statuses, err := l.Pull(t.Context(), l.epoch, []reconciler.Pull{pull})
+			l.ok(err)
+			want := reconciler.Removed
+			if time.Since(looked) > reconciler.RowsGood {
+				want = reconciler.Late
+				l.wantState(before...)
+			}
+			if statuses[0] != want {
+				t.Errorf("%s: %v, want %v", message.Place.Kind, statuses, want)
+			}
+		}
+	}
+}
+
+// A revoke reaches all workers, and cannot be taken back: a copy that does not lead any
+// more publishes none, and none is published on an old look at the rows.
+func TestAStaleOrLateRevokeIsRefused(t *testing.T) {
+	t.Parallel()
+	l := newBrokerLab(t)
+	ctx := t.Context()
+	worker := l.client.Subscribe(ctx, l.ControlChannel())
+	defer worker.Close()
+	_, err := worker.Receive(ctx)
+	l.ok(err)
+	revoke := func(epoch uint64, looked time.Time) error {
+		_, _, err := l.Revoke(ctx, epoch, looked, []string{"task"})
+		return err
+	}
+	if err := revoke(l.epoch-1, time.Now()); !errors.Is(err, reconciler.ErrStale) {
+		t.Error(err)
+	}
+	if err := revoke(l.epoch, time.Now().Add(-reconciler.RowsGood-time.Second)); !errors.Is(err, reconciler.ErrLate) {
+		t.Error(err)
+	}
+	if n := len(worker.Channel()); n != 0 {
+		t.Errorf("%d were published", n)
+	}
+	l.ok(revoke(l.epoch, time.Now()))
+	<-worker.Channel()
+	select {
+	case m := <-worker.Channel():
+		t.Errorf("one more was published: %s", m.Payload)
+	default:
+	}
+}
