@@ -352,7 +352,7 @@ func TestCheckListsIsEnough(t *testing.T) {
 		{"purge", func() error { return b.PurgeTombstones(t.Context()) }},
 		{"restore", func() error { _, err := b.RestoreMessages(t.Context(), []string{"task:a"}, 1); return err }},
 		{"release", func() error { return b.Release(t.Context(), []reconciler.Subject{reconciler.TaskSubject("a")}) }},
-		{"revoke", func() error { _, _, err := b.Revoke(t.Context(), []string{"a"}); return err }},
+		{"revoke", func() error { _, _, err := b.Revoke(t.Context(), 7, time.Now(), []string{"a"}); return err }},
 	}
 	for _, s := range steps {
 		if err := s.do(); err != nil {
