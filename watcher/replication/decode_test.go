@@ -111,7 +111,7 @@ func FuzzDecode(f *testing.F) {
 				binary.BigEndian.PutUint32(data[1:], oid)
 			}
 		}
-		s := &Session{src: New(Options{}), opts: Options{Bindings: fuzzBindings}, log: New(Options{}).log}
+		s := &Session{clock: &clock{}, src: New(Options{}), opts: Options{Bindings: fuzzBindings}, log: New(Options{}).log}
 		s.decoder, s.sink = d, newSink()
 		s.ledger, s.net = newLedger(1, func() {}), devNull{}
 		xlog := append([]byte{'w'}, make([]byte, 24)...)
