@@ -78,7 +78,7 @@ func newApplication(t *testing.T, v variant) *application {
 		a.env = append(a.env, "CELERY_BROKER_URL="+a.redisURL(), "CELERY_RESULT_BACKEND="+sandbox.As(a.celery.Backend, role, password))
 	}
 	// What is the application's own is none of its business.
-	require.NoError(t, a.broker.LPush(t.Context(), "private", "x").Err())
+	require.NoError(t, a.broker.LPush(t.Context(), private, "x").Err())
 	a.env = append(a.env, v.daemonEnv...)
 	if v.prefix != "" || v.separate {
 		a.permit()

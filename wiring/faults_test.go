@@ -57,7 +57,11 @@ func TestFaults(t *testing.T) {
 				return err
 			})
 		}, false},
-		{"the publication is dropped", func(w *world) { w.sql("DROP PUBLICATION orphanwatch") }, false},
+		{"the publication is dropped", func(w *world) {
+			w.sql("DROP PUBLICATION orphanwatch") // and its owner makes it anew, when the log has said so
+			w.awaitStatus(recovery, "it to be missed", func(s wiring.DaemonStatus) bool { return strings.Contains(s.Ended, "orphanwatch") })
+			w.setup()
+		}, false},
 		{"scripts are flushed", func(w *world) { require.NoError(w.t, w.redis.ScriptFlush(w.t.Context()).Err()) }, false},
 	} {
 		t.Run(fault.name, func(t *testing.T) {
@@ -220,7 +224,7 @@ func TestWhatAnOperatorMustMendEndsTheStart(t *testing.T) {
 		require.Error(t, d.err)
 		require.Contains(t, d.log.String(), text)
 	}
-	w.sql("ALTER TABLE scan_tasks REPLICA IDENTITY NOTHING")
+	w.sql("DROP PUBLICATION orphanwatch; ALTER TABLE scan_tasks REPLICA IDENTITY NOTHING")
 	refused("REPLICA IDENTITY DEFAULT")
 	w.sql("DELETE FROM scan_tasks") // the application's DELETE still works
 	w.sql("ALTER TABLE scan_tasks REPLICA IDENTITY DEFAULT")

@@ -54,11 +54,7 @@ func newWorld(t *testing.T, opts ...sandbox.Options) *world {
 	w.setup()
 	w.connect()
 	w.useResults(w.sb.Redis, 0)
-	t.Cleanup(func() {
-		for _, refused := range w.refusals(w.redis) {
-			t.Logf("Redis refused the daemon: %s", refused)
-		}
-	})
+	t.Cleanup(func() { w.notRefused(w.redis) })
 	return w
 }
 

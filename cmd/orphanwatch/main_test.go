@@ -57,7 +57,15 @@ func newOwner(t *testing.T, database string) *site {
 	t.Helper()
 	r := sandbox.NewRedis(t, sandbox.RedisOptions{ACLFile: usersACL})
 	s := &site{tb: t, redis: r, client: r.Client(0), database: database}
-	t.Cleanup(func() { s.client.Close() })
+	t.Cleanup(func() {
+		refused, _ := s.client.ACLLog(context.Background(), 10).Result() // down: the test has left it so
+		for _, e := range refused {
+			if e.Username == role {
+				t.Errorf("Redis refused %s: %s %s", role, e.Reason, e.Object)
+			}
+		}
+		s.client.Close()
+	})
 	// Slots are the cluster's: each test has its own.
 	slot := "ow_" + strings.ToLower(strings.ReplaceAll(t.Name(), "/", "_"))
 	s.environ = []string{

@@ -230,7 +230,7 @@ func (c *check) otherLists(ctx context.Context, user string) {
 		return
 	}
 	c.advise(nameQueues, "user "+user+" may not read every list: queues of names that its rules do not hold are not found, and their messages stay",
-		aclFix(user, "~"+escape.Replace(c.Prefix)+"NAME")+" for each queue of another name; nothing where there is none")
+		aclFix(user, "~"+escape.Replace(c.Prefix)+"NAME*")+" for each queue of another name (its priorities have names of their own); nothing where there is none")
 }
 
 // rightsUnknown: a server before 7.0 has no DRYRUN, and a user with few rights may
