@@ -1,6 +1,8 @@
 package wiring_test
 
 import (
+	"io"
+	"net/http"
 	"regexp"
 	"slices"
 	"strings"
@@ -69,13 +71,15 @@ func TestTracesTellOfEachReconciliation(t *testing.T) {
 	a.gone(recovery, late)
 
 	// Redis refuses for a while.
-	a.scripts("-evalsha")
+	a.allow("-evalsha")
 	a.sql("DELETE FROM scan_tasks WHERE id = $1", rows[2])
 	sandbox.AwaitTB(t, recovery, "an attempt to fail", sandbox.Until(func() bool {
 		return len(c.spans(isRoot, with("messaging.message.id", rows[2]), with("orphanwatch.outcome", "error"))) > 0
 	}))
-	a.scripts("+evalsha")
+	a.allow("+evalsha")
+	require.NoError(t, a.redis.Do(ctx, "ACL", "LOG", "RESET").Err()) // it was meant to be refused
 	a.gone(recovery, rows[2])
+	exemplars := d.openMetrics()
 	d.stop() // which sends what is left
 
 	t.Run("a delete", func(t *testing.T) {
@@ -158,6 +162,7 @@ func TestTracesTellOfEachReconciliation(t *testing.T) {
 		}
 		assert.Equal(t, []string{"scanning", "reading messages", "waiting for replication", "judging", "submitting"}, stages)
 	})
+	require.Regexp(t, `orphanwatch_lag_seconds_bucket\{.*outcome="removed".* # \{.*trace_id="[0-9a-f]{32}"`, exemplars)
 	for _, s := range c.spans() {
 		assert.NotRegexp(t, anID, s.name, "a name of a span holds an id")
 		assert.False(t, s.droppedSomething, "%v has lost some of what it says", s)
@@ -165,14 +170,19 @@ func TestTracesTellOfEachReconciliation(t *testing.T) {
 	judgeTelemetryTable(t, c)
 }
 
-// scripts lets all users of Redis run scripts, or not.
-func (a *application) scripts(rule string) {
-	a.t.Helper()
-	users, err := a.redis.Do(a.t.Context(), "ACL", "USERS").StringSlice()
-	require.NoError(a.t, err)
-	for _, user := range users {
-		require.NoError(a.t, a.redis.Do(a.t.Context(), "ACL", "SETUSER", user, rule).Err())
-	}
+// openMetrics is what a scraper of today gets.
+func (d *daemon) openMetrics() string {
+	d.t.Helper()
+	req, err := http.NewRequestWithContext(d.t.Context(), http.MethodGet, "http://"+d.addr+"/metrics", http.NoBody)
+	require.NoError(d.t, err)
+	req.Header.Set("Accept", "application/openmetrics-text; version=1.0.0")
+	res, err := http.DefaultClient.Do(req)
+	require.NoError(d.t, err)
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	require.NoError(d.t, err)
+	http.DefaultClient.CloseIdleConnections()
+	return string(body)
 }
 
 // With every reconciliation sampled, a burst of deletes loses no span.
