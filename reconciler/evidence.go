@@ -23,8 +23,8 @@ type Commit struct {
 	LSN LSN
 	// Time is the commit's own time, by the database server's clock.
 	Time time.Time
-	// Ours is Time by our clock.
-	Ours time.Time
+	// LocalTime is Time by our clock.
+	LocalTime time.Time
 	// TraceParent is what the transaction emitted under the prefix traceparent, or "".
 	TraceParent string
 }

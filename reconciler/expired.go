@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
-	"go.opentelemetry.io/otel/codes"
 )
 
 // Results are the results of tasks, by their age.
@@ -83,8 +82,7 @@ func (r *Reconciler) cleanExpired(ctx context.Context, term Term, maxAge time.Du
 	}
 	span.SetAttributes(keyTrigger.String(string(c.Trigger)), keyEvidence.String(string(Expired)))
 	if err != nil {
-		span.RecordError(err)
-		span.SetStatus(codes.Error, err.Error())
+		fail(span, err)
 		return report, fmt.Errorf("cleanup expired: %w", err)
 	}
 	return report, nil

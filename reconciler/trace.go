@@ -3,6 +3,7 @@ package reconciler
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -85,8 +86,9 @@ func newSteps(s Stores) steps {
 // workSpan is the root span of a reconciliation; nil where nothing records.
 type workSpan struct {
 	trace.Span
-	ctx   context.Context //nolint:containedctx // the parent of this work's child spans, which are made batch by batch
-	links int
+	ctx context.Context //nolint:containedctx // the parent of this work's child spans, which are made batch by batch
+	// links counts them: two workers may have works of one trail.
+	links atomic.Int32
 }
 
 func (s *workSpan) traceID() string {
@@ -98,10 +100,9 @@ func (s *workSpan) traceID() string {
 
 // link adds a link to another span, where to is one.
 func (s *workSpan) link(to trace.SpanContext, what string) {
-	if s == nil || !to.IsValid() || s.links >= maxLinks {
+	if s == nil || !to.IsValid() || s.links.Add(1) > maxLinks {
 		return
 	}
-	s.links++
 	s.AddLink(trace.Link{SpanContext: to, Attributes: []attribute.KeyValue{keyLink.String(what)}})
 }
 
@@ -118,11 +119,16 @@ func (s *workSpan) linkParent(traceparent, what string) {
 // keys, its messages and its companions are in the queue apart. What has to come back
 // gets a trace of its own, linked to this one.
 type Trail struct {
-	mu sync.Mutex
+	begun sync.Once
+	mu    sync.Mutex
 	// subjects have not been reconciled yet.
 	subjects int
-	begun    bool
-	// root is nil where nothing records. It ends with the last of subjects.
+	// joint is nil where nothing records. It ends with the last of subjects.
+	joint *joint
+}
+
+// joint is what the subjects of a trail have in common.
+type joint struct {
 	root    *workSpan
 	verdict Verdict
 	lag     float64
@@ -133,16 +139,27 @@ type Trail struct {
 func NewTrail(subjects int) *Trail { return &Trail{subjects: subjects} }
 
 // Leave says that one of its subjects will not be reconciled for this deletion: a
-// newer one stands for it. It may be called on nil.
+// newer one stands for it. It may be called on nil, and does not wait for anything.
 func (tr *Trail) Leave() { tr.leave(Verdict{}, 0, time.Time{}) }
 
-func (tr *Trail) begin(root func() *workSpan) *workSpan {
+// begin gives the root span, which the first one starts. That may wait for the exporter,
+// so it is done without the lock that Leave takes.
+func (tr *Trail) begin(start func() *workSpan) *workSpan {
+	tr.begun.Do(func() {
+		root := start()
+		if root == nil {
+			return
+		}
+		tr.mu.Lock()
+		defer tr.mu.Unlock()
+		tr.joint = &joint{root: root}
+	})
 	tr.mu.Lock()
 	defer tr.mu.Unlock()
-	if !tr.begun {
-		tr.begun, tr.root = true, root()
+	if tr.joint == nil {
+		return nil
 	}
-	return tr.root
+	return tr.joint.root
 }
 
 func (tr *Trail) leave(v Verdict, lag float64, at time.Time) {
@@ -151,18 +168,23 @@ func (tr *Trail) leave(v Verdict, lag float64, at time.Time) {
 	}
 	tr.mu.Lock()
 	defer tr.mu.Unlock()
-	if v.Outcome != "" {
-		if total(tr.verdict.Removed) == 0 || total(v.Removed) > 0 && lag < tr.lag {
-			tr.lag = lag // to the first removal
-		}
-		tr.verdict.merge(v)
-		tr.ended = at
-	}
-	if tr.subjects--; tr.subjects > 0 || tr.root == nil {
+	tr.subjects--
+	j := tr.joint
+	if j == nil {
 		return
 	}
-	tr.root.conclude(tr.verdict, tr.lag, tr.ended)
-	tr.root = nil
+	if v.Outcome != "" {
+		if total(j.verdict.Removed) == 0 || total(v.Removed) > 0 && lag < j.lag {
+			j.lag = lag // to the first removal
+		}
+		v.Remove, v.Tasks = nil, nil // messages may be large, and the others may take long
+		j.verdict.merge(v)
+		j.ended = at
+	}
+	if tr.subjects <= 0 {
+		j.root.conclude(j.verdict, j.lag, j.ended)
+		tr.joint = nil
+	}
 }
 
 // trail is that of the newest deletion, nil where there is none or it has been left.
@@ -275,15 +297,15 @@ func (s *workSpan) conclude(v Verdict, lag float64, at time.Time) {
 		s.SetAttributes(attribute.Int(keyRemoved+string(k), n))
 	}
 	if v.Err != nil {
-		s.failed(v.Err)
+		fail(s, v.Err)
 	}
 	s.End(trace.WithTimestamp(at))
 }
 
-func (s *workSpan) failed(err error) {
-	s.SetAttributes(semconv.ErrorTypeKey.String(errorType(err)))
-	s.RecordError(err)
-	s.SetStatus(codes.Error, err.Error())
+func fail(span trace.Span, err error) {
+	span.SetAttributes(semconv.ErrorTypeKey.String(errorType(err)))
+	span.RecordError(err)
+	span.SetStatus(codes.Error, err.Error())
 }
 
 // step adds one child, shared in time by the whole batch, to each trace.
@@ -307,7 +329,7 @@ func (t *telemetry) step(spans []*workSpan, of step, from time.Time, err error) 
 			child.SetAttributes(of.size.Int(len(spans)))
 		}
 		if err != nil {
-			(&workSpan{Span: child}).failed(err)
+			fail(child, err)
 		}
 		child.End(trace.WithTimestamp(to))
 	}
@@ -319,7 +341,7 @@ func (t *telemetry) stage(ctx context.Context, name string, do func(context.Cont
 	defer span.End()
 	err := do(ctx)
 	if err != nil {
-		(&workSpan{Span: span}).failed(err)
+		fail(span, err)
 	}
 	return err
 }
@@ -331,7 +353,7 @@ func (t *telemetry) passed(span trace.Span, p Pass, out passOutcome, err error) 
 		attribute.Int64(keyPass+"orphans", p.Orphans), attribute.Int64(keyPass+"unknown", p.Unknown),
 		attribute.Int64(keyPass+"submitted", p.Submitted), attribute.Int64(keyPass+"guarded", out.guarded))
 	if err != nil {
-		(&workSpan{Span: span}).failed(err)
+		fail(span, err)
 	}
 	span.End()
 }

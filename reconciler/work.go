@@ -84,7 +84,7 @@ func (w *Work) miss(task Subject) {
 // Its lag begins with the first that has not been acted on.
 func (w *Work) Renew(by *Commit) {
 	if len(w.Deletions) == 0 || w.removed {
-		w.Origin = by.Ours
+		w.Origin = by.LocalTime
 	}
 	w.looked, w.changed, w.removed = false, false, false
 }

@@ -94,9 +94,16 @@ func (s *state) stats() (queue, messages Stats) {
 	return s.queue.Stats(), s.messages.Stats()
 }
 
+// ownHolder is how long the holder of the slot may be our own connection of before, which
+// the server has not given up; later it is another copy, and what waits is its business.
+const ownHolder = 15 * time.Second
+
 // waiting is since when something waits, zero for nothing; the lock is held.
 func (s *state) waiting(now time.Time, queues ...Stats) time.Time {
 	since := s.left
+	if s.role == RoleStandby && now.Sub(s.since) > ownHolder {
+		since = time.Time{}
+	}
 	earlier := func(t time.Time) {
 		if !t.IsZero() && (since.IsZero() || t.Before(since)) {
 			since = t
@@ -118,7 +125,7 @@ func (s *state) standby(holder string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	fresh := s.role != RoleStandby || s.holder != holder
-	s.role, s.holder, s.queue, s.left = RoleStandby, holder, nil, time.Time{}
+	s.role, s.holder, s.queue = RoleStandby, holder, nil
 	if fresh {
 		s.since = time.Now()
 	}

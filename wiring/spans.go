@@ -11,7 +11,10 @@ import (
 
 // The bounds of spans that wait to be exported: some 1.5 KB each.
 const (
+	// spanQueue is how many make the next ones wait; spanLimit is how many there are at
+	// most: those that had been started by then, of whole batches.
 	spanQueue = 8192
+	spanLimit = 4 * spanQueue
 	// spanPatience is how long reconciling may wait for an exporter that keeps up with
 	// its work, but not with ours. One that fails is not waited for.
 	spanPatience = time.Second
@@ -22,6 +25,7 @@ const (
 // spanGate stands before the SDK's batch processor, which drops what does not fit into
 // its queue: under a burst of removals it lets them wait for a collector that works, so
 // that no span is lost, and drops at once while it does not, so that no removal waits for it.
+// The waiting is where a span starts: its end may be in the middle of anything.
 type spanGate struct {
 	trace.SpanProcessor
 	log *slog.Logger
@@ -39,9 +43,14 @@ type spanGate struct {
 // for the queue's size.
 func newSpanGate(exporter trace.SpanExporter, log *slog.Logger) *spanGate {
 	g := &spanGate{log: log, moved: make(chan struct{})}
-	// Twice, since what is being exported has left the queue and is counted still.
-	g.SpanProcessor = trace.NewBatchSpanProcessor(countedExporter{exporter, g}, trace.WithMaxQueueSize(2*spanQueue))
+	g.SpanProcessor = trace.NewBatchSpanProcessor(countedExporter{exporter, g}, trace.WithMaxQueueSize(spanLimit))
 	return g
+}
+
+// OnStart is trace.SpanProcessor's.
+func (g *spanGate) OnStart(ctx context.Context, s trace.ReadWriteSpan) {
+	g.wait()
+	g.SpanProcessor.OnStart(ctx, s)
 }
 
 // OnEnd is trace.SpanProcessor's.
@@ -51,20 +60,15 @@ func (g *spanGate) OnEnd(s trace.ReadOnlySpan) {
 	}
 }
 
-// enter waits for room, and tells whether there is some.
-func (g *spanGate) enter() bool {
+// wait lasts until few spans wait, for as long as there is hope.
+func (g *spanGate) wait() {
 	var patience <-chan time.Time
 	for {
 		g.mu.Lock()
-		if g.pending < spanQueue {
-			g.pending++
-			g.mu.Unlock()
-			return true
-		}
-		moved, failing := g.moved, g.failing
+		moved, waits := g.moved, g.pending >= spanQueue && !g.failing
 		g.mu.Unlock()
-		if failing {
-			return g.drop()
+		if !waits {
+			return
 		}
 		if patience == nil {
 			patience = time.After(spanPatience)
@@ -75,14 +79,19 @@ func (g *spanGate) enter() bool {
 			g.mu.Lock()
 			g.failing = true // until something has been exported: the next ones do not wait
 			g.mu.Unlock()
-			return g.drop()
+			return
 		}
 	}
 }
 
-func (g *spanGate) drop() bool {
+// enter counts a span, and tells whether there is room for it.
+func (g *spanGate) enter() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if g.pending < spanQueue || !g.failing && g.pending < spanLimit {
+		g.pending++
+		return true
+	}
 	g.dropped++
 	if time.Since(g.said) > spanComplaints {
 		g.said = time.Now()

@@ -42,5 +42,5 @@ func (c *clock) take(before time.Time, took time.Duration, server time.Time) {
 	c.offset.Store(int64(server.Sub(before.Add(took / 2))))
 }
 
-// ours is a time of the server's by our clock.
-func (c *clock) ours(t time.Time) time.Time { return t.Add(-time.Duration(c.offset.Load())) }
+// local is a time of the server's by our clock.
+func (c *clock) local(t time.Time) time.Time { return t.Add(-time.Duration(c.offset.Load())) }

@@ -10,7 +10,7 @@ func TestClock(t *testing.T) {
 	t.Parallel()
 	at := time.Date(2026, 11, 25, 0, 0, 0, 0, time.UTC)
 	c := &clock{}
-	off := func() time.Duration { return c.ours(at).Sub(at) }
+	off := func() time.Duration { return c.local(at).Sub(at) }
 	c.take(at, 20*time.Millisecond, at.Add(10*time.Millisecond+time.Hour))
 	if got := off(); got != -time.Hour {
 		t.Errorf("off by %v, want an hour", got)

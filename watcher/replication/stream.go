@@ -81,7 +81,7 @@ func (s *Session) handle(run context.Context, m *message) error {
 			return fmt.Errorf("transaction in a transaction: %w", errDecode)
 		}
 		s.open = s.ledger.Begin()
-		s.commit = &reconciler.Commit{XID: m.xid, LSN: m.lsn, Time: m.time, Ours: s.clock.ours(m.time)}
+		s.commit = &reconciler.Commit{XID: m.xid, LSN: m.lsn, Time: m.time, LocalTime: s.clock.local(m.time)}
 		s.shared, s.seenAt = false, time.Now()
 	case 'C':
 		s.ledger.End(s.open, m.lsn)
