@@ -35,7 +35,7 @@ func roots(spans *tracetest.SpanRecorder) (all []trace.ReadOnlySpan) {
 func attr(s trace.ReadOnlySpan, key attribute.Key) string {
 	for _, kv := range s.Attributes() {
 		if kv.Key == key {
-			return kv.Value.Emit()
+			return kv.Value.String()
 		}
 	}
 	return ""
