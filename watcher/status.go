@@ -2,6 +2,8 @@ package watcher
 
 import (
 	"maps"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -229,10 +231,14 @@ func (c *Controller) Ready() (ok bool, why string) {
 	case !s.subscribed:
 		return false, "not subscribed to Redis yet"
 	}
-	for source, h := range s.health {
-		if h.Mode == "" { // what is only late or silent is for alerts
-			return false, source + " is not subscribed: " + h.Err
+	var away []string
+	for _, source := range slices.Sorted(maps.Keys(s.health)) {
+		if h := s.health[source]; h.Mode == "" { // what is only late or silent is for alerts
+			away = append(away, source+" is not subscribed: "+h.Err)
 		}
+	}
+	if len(away) > 0 {
+		return false, strings.Join(away, "; ")
 	}
 	return true, "leader"
 }

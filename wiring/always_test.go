@@ -50,7 +50,9 @@ func TestRedisIsAwayForLong(t *testing.T) {
 	code, why, err := d.get("/readyz")
 	require.NoError(t, err)
 	assert.Equal(t, http.StatusServiceUnavailable, code)
-	assert.Contains(t, why, "redis")
+	for _, source := range []string{"redis", "broker"} {
+		assert.Contains(t, why, source+" is not subscribed")
+	}
 	code, _, err = d.get("/livez")
 	require.NoError(t, err)
 	assert.Equal(t, http.StatusOK, code)
