@@ -28,6 +28,8 @@ type unit struct {
 
 	situation Situation
 	decision  Decision
+	// late: its record tells what came after this look.
+	late bool
 	// done: what was decided has been carried out.
 	done bool
 }

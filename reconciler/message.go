@@ -107,6 +107,7 @@ type Messages interface {
 	// how many there should be. It refuses with ErrStale where epoch is not the newest
 	// leader's, and with ErrLate where the rows were read over RowsGood ago.
 	Revoke(ctx context.Context, epoch uint64, looked time.Time, ids []string) (heard, workers int, err error)
-	// Release ends an operator's hold on the messages of tasks whose row exists.
-	Release(ctx context.Context, tasks []Subject) error
+	// Release ends an operator's hold on the messages of tasks whose row exists, as
+	// Artifacts.Revive does.
+	Release(ctx context.Context, epoch uint64, revivals []Revival) (late []bool, err error)
 }

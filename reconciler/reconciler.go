@@ -233,13 +233,17 @@ func (r *Reconciler) judge(ctx context.Context, term Term, works []*Work, verdic
 	err = errors.Join(
 		r.remove(ctx, term, units, verdicts, spans),
 		r.takeMessages(ctx, term, works, units, verdicts, spans))
-	reviving := r.revive(ctx, units)
+	reviving := r.revive(ctx, term, units)
 	err = errors.Join(err, reviving,
 		r.fence(ctx, unfenced(units))) // without one, the next look takes it
 	for _, u := range units {
 		switch {
 		case reviving != nil && u.revives():
 			verdicts[u.of].merge(failed(reviving, works[u.of].Attempts+1))
+		case u.late:
+			late := Verdict{Decision: u.decision}
+			late.refused(Late)
+			verdicts[u.of].merge(late)
 		case !u.acts():
 			verdicts[u.of].merge(Verdict{Decision: u.decision})
 		case !u.done && err != nil:
@@ -315,8 +319,8 @@ func (u *unit) revives() bool {
 }
 
 // revive forgets the deletions of rows that exist again.
-func (r *Reconciler) revive(ctx context.Context, units []*unit) error {
-	var revived, held []Subject
+func (r *Reconciler) revive(ctx context.Context, term Term, units []*unit) error {
+	var revived, held []*unit
 	for _, u := range units {
 		if !u.row.Exists || !u.sees {
 			continue
@@ -326,21 +330,34 @@ func (r *Reconciler) revive(ctx context.Context, units []*unit) error {
 			r.Memory.Forget(u.look.Refs[0].Subject())
 		}
 		if u.revives() {
-			revived = append(revived, u.look.Subject)
+			revived = append(revived, u)
 		}
 		if !u.found.HoldUntil.IsZero() && u.look.Subject.Kind == Task {
-			held = append(held, u.look.Subject)
+			held = append(held, u)
 		}
 	}
-	if len(revived) == 0 {
-		return nil
-	}
-	if len(held) > 0 && r.Messages != nil {
-		if err := r.Messages.Release(ctx, held); err != nil {
+	if r.Messages != nil {
+		if err := endHolds(ctx, term, held, r.Messages.Release); err != nil {
 			return fmt.Errorf("release messages: %w", err)
 		}
 	}
-	return r.Artifacts.Revive(ctx, revived)
+	return endHolds(ctx, term, revived, r.Artifacts.Revive)
+}
+
+// endHolds tells a store that the rows of units exist; those that it knows better of are late.
+func endHolds(ctx context.Context, term Term, units []*unit, tell func(context.Context, uint64, []Revival) ([]bool, error)) error {
+	if len(units) == 0 {
+		return nil
+	}
+	revivals := make([]Revival, len(units))
+	for i, u := range units {
+		revivals[i] = Revival{u.look.Subject, u.looked}
+	}
+	late, err := tell(ctx, term.Epoch, revivals)
+	for i := range late {
+		units[i].late = units[i].late || late[i]
+	}
+	return err
 }
 
 func (r *Reconciler) situation(term Term, u *unit, now time.Time) Situation {

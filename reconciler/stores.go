@@ -93,6 +93,14 @@ type Removal struct {
 	Looked time.Time
 }
 
+// Revival tells that the row of a subject with a record existed.
+type Revival struct {
+	Subject Subject
+	// Looked is when it was read. What the record tells of a later time stays (late):
+	// the row was deleted again meanwhile, or an operator has restored what was its.
+	Looked time.Time
+}
+
 // RowsGood is for how long a look at a row is good, by the clock of the Redis where a
 // removal arrives: one that has waited longer, in a connection or in a process that was
 // stopped, is refused, since the row may have been inserted again. No look takes longer.
@@ -171,8 +179,9 @@ type Artifacts interface {
 	// place: what comes back of the task later is known by its record.
 	Bury(ctx context.Context, epoch uint64, burials []Burial) ([]Buried, error)
 	// Revive tells of subjects whose row exists though a record says that it was
-	// deleted, or holds it: the deletion is no evidence any more, the hold is over.
-	Revive(ctx context.Context, subjects []Subject) error
+	// deleted, or holds it: the deletion is no evidence any more, the hold is over. It
+	// refuses with ErrStale where epoch is not the newest leader's.
+	Revive(ctx context.Context, epoch uint64, revivals []Revival) (late []bool, err error)
 }
 
 // RowState is what the database says of a subject's row.

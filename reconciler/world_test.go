@@ -284,11 +284,13 @@ func (w *world) bury(b Burial) Buried {
 	return Buried{Status: Removed, Revoke: grant}
 }
 
-func (w *world) Revive(_ context.Context, subjects []Subject) error {
-	return w.call("revive", func() {
-		w.revived = append(w.revived, subjects...)
-		for _, s := range subjects {
-			if r := w.records[s]; r != nil {
+func (w *world) Revive(_ context.Context, epoch uint64, revivals []Revival) (late []bool, err error) {
+	return make([]bool, len(revivals)), w.call("revive", func() {
+		require.EqualValues(w, 1, epoch)
+		for _, v := range revivals {
+			require.NotZero(w, v.Looked)
+			w.revived = append(w.revived, v.Subject)
+			if r := w.records[v.Subject]; r != nil {
 				r.revived, r.hold = true, time.Time{}
 			}
 		}
@@ -341,8 +343,13 @@ func (w *world) Revoke(_ context.Context, _ uint64, _ time.Time, ids []string) (
 	})
 }
 
-func (w *world) Release(_ context.Context, tasks []Subject) error {
-	return w.call("release", func() { w.released = append(w.released, tasks...) })
+func (w *world) Release(_ context.Context, epoch uint64, revivals []Revival) (late []bool, err error) {
+	return make([]bool, len(revivals)), w.call("release", func() {
+		require.EqualValues(w, 1, epoch)
+		for _, v := range revivals {
+			w.released = append(w.released, v.Subject)
+		}
+	})
 }
 
 // worldRows are keys of any text.

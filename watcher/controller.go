@@ -29,7 +29,7 @@ type Desk interface {
 	// ClaimEpoch makes this copy the newest leader.
 	ClaimEpoch(ctx context.Context) (uint64, error)
 	// Orders carries out what operators ask for, and tells why a resync is
-	// wanted, "" for no reason.
+	// wanted, "" for no reason. reconciler.ErrStale ends the term.
 	Orders(ctx context.Context) (resync string, err error)
 	// Publish shows the state to whoever asks.
 	Publish(ctx context.Context, s Status) error

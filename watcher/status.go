@@ -52,6 +52,7 @@ const (
 type state struct {
 	mu         sync.Mutex
 	role       string
+	tookOver   bool // from another copy, in this term
 	epoch      uint64
 	holder     string
 	since      time.Time
@@ -77,7 +78,7 @@ func (s *state) hold(queue, messages *Queue) {
 func (s *state) lead(term reconciler.Term) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.term = term
+	s.term, s.tookOver = term, s.role == RoleStandby
 	s.role, s.epoch, s.holder, s.since, s.fails = RoleLeader, term.Epoch, "", time.Now(), ""
 }
 
@@ -214,6 +215,10 @@ func (c *Controller) Status() Status {
 	return st
 }
 
+// takeOver is for how long a copy that has stood by, and leads now, is ready while it
+// subscribes: in a rolling update there is no other that would be.
+const takeOver = 10 * time.Second
+
 // Ready tells whether the sources are subscribed, or the copy stands by, and why not.
 func (c *Controller) Ready() (ok bool, why string) {
 	s := &c.state
@@ -228,14 +233,18 @@ func (c *Controller) Ready() (ok bool, why string) {
 			why += ": " + s.ended
 		}
 		return false, why
-	case !s.subscribed:
-		return false, "not subscribed to Redis yet"
 	}
 	var away []string
+	if !s.subscribed {
+		away = append(away, "not subscribed to Redis yet")
+	}
 	for _, source := range slices.Sorted(maps.Keys(s.health)) {
 		if h := s.health[source]; h.Mode == "" { // what is only late or silent is for alerts
 			away = append(away, source+" is not subscribed: "+h.Err)
 		}
+	}
+	if len(away) > 0 && s.tookOver && time.Since(s.since) < takeOver {
+		return true, "leader: " + strings.Join(away, "; ")
 	}
 	if len(away) > 0 {
 		return false, strings.Join(away, "; ")

@@ -52,3 +52,36 @@ func TestTheOldestIsTrueWhileNothingMoves(t *testing.T) {
 		age(0)
 	})
 }
+
+// A copy that takes over stays ready while it subscribes, not for ever; one that starts
+// is ready once it has.
+func TestReadyWhileItTakesOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &Controller{}
+		c.state.health = map[string]Health{}
+		ready := func(want bool, why string) {
+			t.Helper()
+			is, because := c.Ready()
+			require.Equal(t, want, is, because)
+			require.Contains(t, because, why)
+		}
+		ready(false, "not held yet")
+		c.state.lead(reconciler.Term{Epoch: 1})
+		ready(false, "not subscribed")
+		c.state.subscribe()
+		ready(true, "leader")
+
+		c.state.end(nil)
+		ready(false, "not held yet")
+		c.state.standby("another")
+		ready(true, "another leads")
+		c.state.lead(reconciler.Term{Epoch: 3})
+		c.state.report(SourceRedis, Health{Err: "refused"})
+		ready(true, "not subscribed to Redis yet; redis is not subscribed: refused")
+		time.Sleep(takeOver + time.Second)
+		ready(false, "refused")
+		c.state.report(SourceRedis, Health{Mode: ModeKeyspace})
+		c.state.subscribe()
+		ready(true, "leader")
+	})
+}

@@ -2,6 +2,7 @@ package watcher
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -251,6 +252,9 @@ func (t *term) offerAll(ctx context.Context, trigger reconciler.Trigger, suspect
 func (t *term) orders(ctx context.Context) error {
 	for {
 		resync, err := t.c.Desk.Orders(ctx)
+		if errors.Is(err, reconciler.ErrStale) {
+			return fmt.Errorf("orders: %w", err)
+		}
 		if err != nil && ctx.Err() == nil {
 			t.c.telemetry.logFailure(ctx, t.c.Log, err)
 		}

@@ -106,13 +106,17 @@ func (d *Desk) ClaimEpoch(ctx context.Context) (uint64, error) {
 }
 
 // Orders carries out accept and the wish for a pass, and keeps the guard's state. A pause needs
-// no carrying out: every removal script reads it.
+// no carrying out: every removal script reads it. It fails with ErrStale where this copy was
+// replaced, which one without work learns in no other way.
 func (d *Desk) Orders(ctx context.Context) (resync string, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	state, err := d.Store.State(ctx)
 	if err != nil {
 		return "", fmt.Errorf("read orders: %w", err)
+	}
+	if state.Epoch != d.epoch {
+		return "", reconciler.ErrStale
 	}
 	if state.Paused != d.paused {
 		d.paused = state.Paused

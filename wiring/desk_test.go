@@ -34,4 +34,14 @@ func TestALeaderIsNewerThanTheBrokerKnows(t *testing.T) {
 	epoch, err := desk.ClaimEpoch(t.Context())
 	require.NoError(t, err)
 	require.Greater(t, epoch, uint64(500))
+
+	// One that was replaced takes no orders, though it has no work that would be refused.
+	require.NoError(t, desk.Store.AskResync(t.Context()))
+	_, err = desk.Store.ClaimEpoch(t.Context(), 0)
+	require.NoError(t, err)
+	_, err = desk.Orders(t.Context())
+	require.ErrorIs(t, err, reconciler.ErrStale)
+	state, err := desk.Store.State(t.Context())
+	require.NoError(t, err)
+	require.NotEmpty(t, state.Resync, "the order is for the newest leader")
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -196,11 +197,12 @@ func (l *load) birth(n int) (rows []string, messages int) {
 	return rows, messages
 }
 
-// again inserts rows again, with new results and messages.
+// again inserts rows again that are not there, with new results and messages.
 func (l *load) again(rows []string, messages int) {
 	l.t.Helper()
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	rows = slices.DeleteFunc(slices.Clone(rows), func(id string) bool { return !l.gone[id] }) // the load may have been first
 	l.insertAll(rows, min(messages, len(rows)))
 }
 

@@ -44,12 +44,9 @@ func (b *Broker) Resume(ctx context.Context) error {
 }
 
 // Release tells of tasks whose row exists: an operator's hold has done its work.
-func (b *Broker) Release(ctx context.Context, subjects []reconciler.Subject) error {
-	_, err := b.client.Pipelined(ctx, func(p redis.Pipeliner) error {
-		for _, s := range subjects {
-			p.HDel(ctx, messagesPrefix+b.keys.recordID(s), "hold_until")
-		}
-		return nil
+func (b *Broker) Release(ctx context.Context, epoch uint64, revivals []reconciler.Revival) (late []bool, err error) {
+	late, err = revive(ctx, b.client, &b.clock, epoch, revivals, func(of reconciler.Subject) string {
+		return messagesPrefix + b.keys.recordID(of)
 	})
-	return failed("release messages", err)
+	return late, failed("release messages", err)
 }

@@ -131,7 +131,7 @@ func (l *brokerLab) state() []string {
 			}
 		case "hash":
 			for field, value := range l.client.HGetAll(ctx, key).Val() {
-				if field == "hold_until" {
+				if field == "hold_until" || field == "restored_at" {
 					value = "set"
 				}
 				parts = append(parts, field+"="+short(value))

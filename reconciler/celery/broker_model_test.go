@@ -198,7 +198,8 @@ func TestBrokerModel(t *testing.T) {
 			"hold ends": func(rt *rapid.T) {
 				id := anyID(rt)
 				delete(m.held, id)
-				fatal(l.Release(ctx, []reconciler.Subject{reconciler.TaskSubject(id)}))
+				_, err := l.Release(ctx, l.epoch, []reconciler.Revival{{Subject: reconciler.TaskSubject(id), Looked: time.Now().Add(time.Second)}})
+				fatal(err)
 			},
 			"purge": func(*rapid.T) {
 				had := l.Tombstones() > 0

@@ -255,8 +255,8 @@ func TestRestoreMessages(t *testing.T) {
 	}
 	after := []string{
 		"celery: @v @a @b @c @w @u",
-		"orphanwatch:messages:task:u: hold_until=set", "orphanwatch:messages:task:v: hold_until=set",
-		"orphanwatch:messages:task:w: hold_until=set", "orphanwatch:messages:task:x: m:tag-x=@x p:tag-x=T",
+		"orphanwatch:messages:task:u: hold_until=set restored_at=set", "orphanwatch:messages:task:v: hold_until=set restored_at=set",
+		"orphanwatch:messages:task:w: hold_until=set restored_at=set", "orphanwatch:messages:task:x: m:tag-x=@x p:tag-x=T",
 	}
 	l.wantState(after...)
 	if left := l.client.PTTL(t.Context(), "orphanwatch:messages:task:v").Val(); left < 119*time.Minute {
@@ -271,7 +271,17 @@ func TestRestoreMessages(t *testing.T) {
 	if got := l.pull(l.sweep()["v"]); got[0] != reconciler.Held {
 		t.Errorf("%s", got)
 	}
-	l.ok(l.Release(t.Context(), []reconciler.Subject{reconciler.TaskSubject("v")}))
+	release := func(looked time.Time) []bool {
+		late, err := l.Release(t.Context(), l.epoch, []reconciler.Revival{{Subject: reconciler.TaskSubject("v"), Looked: looked}})
+		l.ok(err)
+		return late
+	}
+	if late := release(time.Now().Add(-time.Minute)); !late[0] || l.pull(l.sweep()["v"])[0] != reconciler.Held {
+		t.Errorf("a look from before the restore ends its hold: %v", late)
+	}
+	if late := release(time.Now().Add(time.Second)); late[0] {
+		t.Error("late")
+	}
 	if got := l.pull(l.sweep()["v"]); got[0] != reconciler.Removed {
 		t.Errorf("%s", got)
 	}

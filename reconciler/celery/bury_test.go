@@ -345,7 +345,7 @@ func TestARecordTellsWhatWasTaken(t *testing.T) {
 	if f := l.look(task); !f.Taken || f.Revoked {
 		t.Errorf("%+v", f)
 	}
-	l.ok(l.Revive(t.Context(), []reconciler.Subject{task}))
+	l.revive(task)
 	if f := l.look(task); f.Taken || f.Deleted {
 		t.Errorf("%+v", f)
 	}

@@ -44,7 +44,7 @@
 // In the broker's database, which may be another one:
 //
 //	orphanwatch:control            hash: epoch, paused, paused_by
-//	orphanwatch:messages:<record>  hash: pulled messages and their places, hold_until (see pull.lua)
+//	orphanwatch:messages:<record>  hash: pulled messages and their places, hold_until, restored_at (see pull.lua, requeue.lua)
 //	orphanwatch:purges             sorted set: purge id by when it began, ms
 //	orphanwatch:purged:<id>        hash: what was purged of one list, or out of workers' hands (see quarantine.lua)
 //	orphanwatch:purged:<id>:<n>    list: a piece of it, up to 500 messages or about 256 KiB, in the order of the queue

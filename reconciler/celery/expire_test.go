@@ -277,7 +277,7 @@ func TestExpiredRestored(t *testing.T) {
 	if !maps.Equal(after, l.dumps()) {
 		t.Error("what is held has been changed")
 	}
-	l.ok(l.Revive(t.Context(), []reconciler.Subject{reconciler.TaskSubject(id1)}))
+	l.revive(reconciler.TaskSubject(id1))
 	l.wantReport(l.expire(), reconciler.ExpiredReport{Cleaned: 2, Scanned: 2})
 }
 
@@ -298,7 +298,7 @@ func TestExpiredAndDeleted(t *testing.T) {
 	if h := history[0]; h.Evidence != reconciler.Deleted || h.Trigger != reconciler.ByDelete || h.LSN == "" || h.Count[reconciler.ResultKey] != 2 || len(h.Undo) != 1 {
 		t.Errorf("%+v", h)
 	}
-	l.ok(l.Revive(t.Context(), []reconciler.Subject{task})) // the row is there again
+	l.revive(task) // the row is there again
 	put()
 	l.wantReport(l.expire(), reconciler.ExpiredReport{Cleaned: 1, Scanned: 1})
 	if l.look(task).Deleted {

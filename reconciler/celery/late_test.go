@@ -2,6 +2,7 @@ package celery_test
 
 import (
 	"errors"
+	"maps"
 	"testing"
 	"time"
 
@@ -61,6 +62,41 @@ func TestALatePullIsRefused(t *testing.T) {
 				t.Errorf("%s: %v, want %v", message.Place.Kind, statuses, want)
 			}
 		}
+	}
+}
+
+// A copy that was stopped, and goes on, does not take back what was recorded meanwhile:
+// neither one that was replaced, nor an operator's command on an old look.
+func TestAnOldLookTakesNothingBack(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	task := reconciler.TaskSubject(id1)
+	l.do("set", key1, "value")
+	l.want(l.remove(l.removal(task))[0], "removed results=1")
+	before := l.dumps()
+	old, newer := time.Now().Add(-time.Minute), time.Now().Add(time.Second)
+	revive := func(epoch uint64, looked time.Time) ([]bool, error) {
+		return l.Revive(t.Context(), epoch, []reconciler.Revival{{Subject: task, Looked: looked}, {Subject: reconciler.TaskSubject("unknown"), Looked: looked}})
+	}
+	if _, err := revive(l.epoch-1, newer); !errors.Is(err, reconciler.ErrStale) {
+		t.Error(err)
+	}
+	late, err := revive(l.epoch, old)
+	l.ok(err)
+	if !late[0] || late[1] {
+		t.Error(late)
+	}
+	if !maps.Equal(before, l.dumps()) {
+		t.Error("it was taken back")
+	}
+	l.revive(task)
+	if l.look(task).Deleted {
+		t.Error("a row that exists is thought to be deleted")
+	}
+	l.do("set", key1, "again")
+	l.want(l.remove(l.removal(task))[0], "removed results=1")
+	if late, err := revive(l.epoch, old); err != nil || !late[0] || !l.look(task).Deleted {
+		t.Error(late, err)
 	}
 }
 

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/redis/go-redis/v9"
+
 	"github.com/orphanwatch/orphanwatch/reconciler"
 )
 
@@ -59,13 +61,37 @@ func (s *Store) Remove(ctx context.Context, epoch uint64, removals []reconciler.
 }
 
 // Revive tells of subjects whose row exists (see revive.lua).
-func (s *Store) Revive(ctx context.Context, subjects []reconciler.Subject) error {
-	calls := make([]call, len(subjects))
-	for i, subject := range subjects {
-		calls[i] = call{[]string{recordPrefix + s.Keys.recordID(subject)}, []any{time.Now().UnixMilli()}}
+func (s *Store) Revive(ctx context.Context, epoch uint64, revivals []reconciler.Revival) (late []bool, err error) {
+	late, err = revive(ctx, s.client, &s.clock, epoch, revivals, func(of reconciler.Subject) string {
+		return recordPrefix + s.Keys.recordID(of)
+	})
+	return late, failed("revive", err)
+}
+
+func revive(ctx context.Context, client redis.UniversalClient, c *clock, epoch uint64, revivals []reconciler.Revival, record func(reconciler.Subject) string) ([]bool, error) {
+	at, err := c.read(ctx, client)
+	if err != nil {
+		return nil, err
 	}
-	_, err := reviveScript.run(ctx, s.client, calls)
-	return failed("revive", err)
+	calls := make([]call, len(revivals))
+	for i, r := range revivals {
+		calls[i] = call{[]string{controlKey, record(r.Subject)}, []any{epoch, at(r.Looked).UnixMilli()}}
+	}
+	replies, err := reviveScript.run(ctx, client, calls)
+	if err != nil {
+		return nil, err
+	}
+	late := make([]bool, len(revivals))
+	for i, reply := range replies {
+		switch reply {
+		case string(reconciler.Stale):
+			return nil, reconciler.ErrStale
+		case string(reconciler.Late):
+			late[i] = true
+			c.forget()
+		}
+	}
+	return late, nil
 }
 
 // remember is how long a record lasts: the place of a quarantined value is in it.

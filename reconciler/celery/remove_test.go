@@ -89,6 +89,16 @@ func (l *lab) remove(r ...reconciler.Removal) []reconciler.RemoveResult {
 	return results
 }
 
+// revive tells that the row of s exists, by a look from after all that has been done.
+func (l *lab) revive(s reconciler.Subject) {
+	l.Helper()
+	late, err := l.Revive(l.Context(), l.epoch, []reconciler.Revival{{Subject: s, Looked: time.Now().Add(time.Second)}})
+	l.ok(err)
+	if late[0] {
+		l.Fatal("late")
+	}
+}
+
 // want checks the status and the counts of a removal, written as "removed results=1".
 func (l *lab) want(r reconciler.RemoveResult, want string) {
 	l.Helper()

@@ -4,7 +4,7 @@
 -- ARGV[1]  how long they are not to be pulled again, ms
 --
 -- Returns {hold_until, tag, list, status, tag, list, status, …}; hold_until is in
--- ms, 0 for no hold.
+-- ms, 0 for no hold. The record keeps it, and restored_at (ms).
 --   status   'restored'; 'unplaced' (it was in no queue that is known, or the
 --            queue's key holds another type now): it stays kept
 -- A restored message leaves the record in the same step, so that a second call
@@ -42,7 +42,7 @@ end
 if restored and hold <= now then
   hold = now + tonumber(ARGV[1])
   local left = call('PTTL', KEYS[1]) -- -2: the last field was taken out
-  call('HSET', KEYS[1], 'hold_until', string.format('%.0f', hold))
+  call('HSET', KEYS[1], 'hold_until', string.format('%.0f', hold), 'restored_at', string.format('%.0f', now))
   if left < tonumber(ARGV[1]) then
     call('PEXPIRE', KEYS[1], ARGV[1])
   end

@@ -351,7 +351,10 @@ func TestCheckListsIsEnough(t *testing.T) {
 		}},
 		{"purge", func() error { return b.PurgeTombstones(t.Context()) }},
 		{"restore", func() error { _, err := b.RestoreMessages(t.Context(), []string{"task:a"}, 1); return err }},
-		{"release", func() error { return b.Release(t.Context(), []reconciler.Subject{reconciler.TaskSubject("a")}) }},
+		{"release", func() error {
+			_, err := b.Release(t.Context(), 7, []reconciler.Revival{{Subject: reconciler.TaskSubject("a"), Looked: time.Now()}})
+			return err
+		}},
 		{"revoke", func() error { _, _, err := b.Revoke(t.Context(), 7, time.Now(), []string{"a"}); return err }},
 	}
 	for _, s := range steps {
