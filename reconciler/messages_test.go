@@ -74,13 +74,19 @@ func TestARowThatIsInsertedAgain(t *testing.T) {
 		}
 		w.records[TaskSubject("a")] = &worldRecord{evidence: Deleted, hold: w.clock.Add(time.Hour)}
 		w.rows[RowRef{0, "a"}] = true
+		w.says["revive"] = Late // the record tells of something newer
+		late, err := w.once(works...)
+		require.NoError(t, err)
+		_, again := late[0].Again()
+		require.True(t, again, late[0].Reason)
+		delete(w.says, "revive")
 		v := w.settle(works...)[0]
 		require.Equal(t, OutcomeKept, v.Outcome)
 		require.Empty(t, v.Tasks)
 		require.Len(t, w.holds(), 2)
 		require.Empty(t, w.revoked)
 		require.Equal(t, []Subject{TaskSubject("a")}, w.revived)
-		require.Equal(t, []Subject{TaskSubject("a")}, w.released)
+		require.Subset(t, []Subject{TaskSubject("a")}, w.released)
 		require.False(t, w.Memory.Has(works[0].Subject.Owner()), "its deletion is no evidence any more")
 	}
 }

@@ -285,8 +285,13 @@ func (w *world) bury(b Burial) Buried {
 }
 
 func (w *world) Revive(_ context.Context, epoch uint64, revivals []Revival) (late []bool, err error) {
-	return make([]bool, len(revivals)), w.call("revive", func() {
+	late = make([]bool, len(revivals))
+	err = w.call("revive", func() {
 		require.EqualValues(w, 1, epoch)
+		if w.says["revive"] == Late {
+			late[0] = true
+			return
+		}
 		for _, v := range revivals {
 			require.NotZero(w, v.Looked)
 			w.revived = append(w.revived, v.Subject)
@@ -295,6 +300,7 @@ func (w *world) Revive(_ context.Context, epoch uint64, revivals []Revival) (lat
 			}
 		}
 	})
+	return late, err
 }
 
 func (w *world) Sweep(_ context.Context, yield func([]Message) error) error {

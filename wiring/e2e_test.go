@@ -339,23 +339,6 @@ func TestShadowModeRemovesNothing(t *testing.T) {
 	w.stays(grace, rows...)
 }
 
-func TestTwoCopiesLeadOneAfterTheOther(t *testing.T) {
-	w := newWorld(t)
-	rows := w.rows(200)
-	w.results(rows...)
-	first := w.run()
-	second := w.start()
-	second.awaitLog(recovery, "standing by")
-	second.ready(recovery)
-	w.sql("DELETE FROM scan_tasks WHERE id = ANY($1::uuid[])", rows[:100])
-	w.gone(recovery, rows[:100]...)
-	first.kill()
-	w.sql("DELETE FROM scan_tasks WHERE id = ANY($1::uuid[])", rows[100:150])
-	w.gone(recovery, rows[100:150]...)
-	w.stays(grace, rows[150:]...)
-	require.True(t, second.alive())
-}
-
 // A delete that waits for a synchronous standby is in the log, and its row still
 // seems to be there.
 func TestADeleteHeldInSynchronousReplication(t *testing.T) {

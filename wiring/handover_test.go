@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"net/http"
 	"slices"
 	"strings"
 	"syscall"
@@ -78,6 +79,56 @@ func TestHandover(t *testing.T) {
 	require.LessOrEqual(t, quantile(leading, 99), handoverLimit)
 }
 
+// A rolling update: each copy is replaced by a new one, which is ready first. All that
+// serve are ready and answer reads at any moment, also a standby and one that takes over;
+// deletes are followed all the while.
+func TestRollingUpdate(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	rows := w.rows(1000)
+	w.results(rows...)
+	serving := []*daemon{w.run(), w.standby()}
+
+	doomed, living, deleted := rows[:900], rows[900:], 0
+	look := func(until func() bool) {
+		t.Helper()
+		for began := time.Now(); !until(); time.Sleep(10 * time.Millisecond) {
+			require.Less(t, time.Since(began), recovery)
+			if deleted < len(doomed) {
+				w.sql("DELETE FROM scan_tasks WHERE id = $1", doomed[deleted])
+				deleted++
+			}
+			for _, d := range serving {
+				for path, want := range map[string]string{
+					"/readyz": "", "/api/v1/tasks/" + living[0]: `"exists":true`, "/api/v1/tasks/" + doomed[0]: `"exists":false`,
+				} {
+					code, body, err := d.get(path)
+					require.NoError(t, err)
+					require.Equal(t, http.StatusOK, code, "%s: %s", path, body)
+					require.Contains(t, strings.ReplaceAll(body, " ", ""), want, path)
+				}
+			}
+		}
+	}
+	steps := func(n int) func() bool { return func() bool { n--; return n < 0 } }
+	leads := func(d *daemon) bool { return d.metric("orphanwatch_leader") == 1 }
+	look(steps(10))
+	for range 2 {
+		fresh, at := w.standby(), slices.IndexFunc(serving, leads)
+		old := serving[at]
+		serving = append(slices.Delete(serving, at, at+1), fresh)
+		began := time.Now()
+		require.NoError(t, old.cmd.Process.Signal(syscall.SIGTERM))
+		look(func() bool { return slices.ContainsFunc(serving, leads) })
+		t.Logf("the next one leads %v after SIGTERM", time.Since(began).Round(time.Millisecond))
+		<-old.done
+		require.NoError(t, old.err)
+		look(steps(30))
+	}
+	w.gone(recovery, doomed[:deleted]...)
+	require.Equal(t, len(living), w.have(living...))
+}
+
 const removedResults = "orphanwatch_removed_total"
 
 // standby starts a copy and awaits that it waits.
@@ -89,10 +140,10 @@ func (w *world) standby(env ...string) *daemon {
 	return d
 }
 
-const leads, standsBy = "msg=leading", "standing by"
+const nowLeads, standsBy = "msg=leading", "standing by"
 
 // terms is how often it has led.
-func (d *daemon) terms() int { return strings.Count(d.log.String(), leads) }
+func (d *daemon) terms() int { return strings.Count(d.log.String(), nowLeads) }
 
 // awaitTerm waits until it has led more often than so.
 func (d *daemon) awaitTerm(terms int) {
@@ -105,7 +156,7 @@ func (d *daemon) awaitStandby() {
 	d.t.Helper()
 	sandbox.AwaitTB(d.t, recovery, "the old leader to stand by", sandbox.Until(func() bool {
 		log := d.log.String()
-		return strings.LastIndex(log, standsBy) > strings.LastIndex(log, leads)
+		return strings.LastIndex(log, standsBy) > strings.LastIndex(log, nowLeads)
 	}))
 }
 
