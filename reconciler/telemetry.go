@@ -52,6 +52,34 @@ var (
 	errorTypes = []string{errUnreachable, errTimeout, errCanceled, errOther}
 )
 
+// Histogram is one in seconds with LagBuckets. Its series exist in the SDK from their first
+// value on, and from the start where an exporter adds them.
+type Histogram struct {
+	Name, Description string
+	// Series are all that there can be.
+	Series []attribute.Set
+}
+
+// Histograms are those of this package.
+func Histograms() []Histogram {
+	lag := Histogram{Name: metricLag, Description: describeLag}
+	for _, trigger := range triggers {
+		for _, o := range []Outcome{OutcomeRemoved, OutcomeKept, OutcomeNoop} {
+			lag.Series = append(lag.Series, byOutcome(trigger, o))
+		}
+	}
+	return []Histogram{lag, {Name: metricDuration, Description: describeDuration, Series: []attribute.Set{{}}}}
+}
+
+func byOutcome(t Trigger, o Outcome) attribute.Set {
+	return attribute.NewSet(attribute.String("trigger", string(t)), attribute.String("outcome", string(o)))
+}
+
+const (
+	describeLag      = "From the commit of a delete, or the event of a key, to the first verified removal."
+	describeDuration = "How long a batch of reconciliations took."
+)
+
 // telemetry holds the instruments. Attribute sets are made once: the paths are hot.
 type telemetry struct {
 	tracer          trace.Tracer
@@ -78,9 +106,9 @@ func newTelemetry(r *Reconciler) (*telemetry, error) {
 	t.tracing = probe.SpanContext().IsValid()
 	var errs [9]error
 	t.lag, errs[0] = m.Float64Histogram(metricLag, metric.WithUnit("s"), metric.WithExplicitBucketBoundaries(LagBuckets...),
-		metric.WithDescription("From the commit of a delete, or the event of a key, to the first verified removal."))
+		metric.WithDescription(describeLag))
 	t.duration, errs[1] = m.Float64Histogram(metricDuration, metric.WithUnit("s"), metric.WithExplicitBucketBoundaries(LagBuckets...),
-		metric.WithDescription("How long a batch of reconciliations took."))
+		metric.WithDescription(describeDuration))
 	t.reconciliations, errs[2] = m.Int64Counter(metricReconciliations, metric.WithDescription("Reconciliations by trigger and outcome."))
 	t.removed, errs[3] = m.Int64Counter(metricRemoved, metric.WithDescription("Artifacts removed, by kind."))
 	t.errors, errs[4] = m.Int64Counter(metricErrors, metric.WithDescription("Reconciliations that failed and come back, by error type."))
@@ -106,7 +134,7 @@ func newTelemetry(r *Reconciler) (*telemetry, error) {
 	for _, tr := range triggers {
 		t.byOutcome[tr] = map[Outcome]metric.MeasurementOption{}
 		for _, o := range outcomes {
-			opt := metric.WithAttributeSet(attribute.NewSet(attribute.String("trigger", string(tr)), attribute.String("outcome", string(o))))
+			opt := metric.WithAttributeSet(byOutcome(tr, o))
 			t.byOutcome[tr][o] = opt
 			t.reconciliations.Add(context.Background(), 0, opt)
 		}

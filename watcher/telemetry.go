@@ -43,6 +43,17 @@ var sourceModes = map[string][]string{
 
 var resyncReasons = []string{"start", "interval", "gap", "asked for"}
 
+const describeCanary = "How long a probe took through a source and the queue."
+
+// Histograms are those of this package.
+func Histograms() []reconciler.Histogram {
+	canary := reconciler.Histogram{Name: metricCanary, Description: describeCanary}
+	for _, source := range sourceNames {
+		canary.Series = append(canary.Series, attribute.NewSet(attribute.String("source", source)))
+	}
+	return []reconciler.Histogram{canary}
+}
+
 type telemetry struct {
 	resyncs, gaps, slotLost metric.Int64Counter
 	canaryLag               metric.Float64Histogram
@@ -56,7 +67,7 @@ func newTelemetry(c *Controller) (*telemetry, error) {
 	t.resyncs, errs[0] = m.Int64Counter(metricResyncs, metric.WithDescription("Whole passes over both stores, by reason."))
 	t.gaps, errs[1] = m.Int64Counter(metricGaps, metric.WithDescription("Moments in which events of a source may have been missed."))
 	t.canaryLag, errs[2] = m.Float64Histogram(metricCanary, metric.WithUnit("s"), metric.WithExplicitBucketBoundaries(reconciler.LagBuckets...),
-		metric.WithDescription("How long a probe took through a source and the queue."))
+		metric.WithDescription(describeCanary))
 	gauge := func(i int, name, unit, text string) metric.Int64ObservableGauge {
 		g, err := m.Int64ObservableGauge(name, metric.WithUnit(unit), metric.WithDescription(text))
 		errs[i] = err
@@ -88,9 +99,13 @@ func newTelemetry(c *Controller) (*telemetry, error) {
 				o.ObserveInt64(mode, int64(b2i(on)), metric.WithAttributes(attribute.String("source", source), attribute.String("mode", m)))
 			}
 		}
-		o.ObserveFloat64(clock, s.Sources[SourcePostgres].ClockOffset.Seconds())
-		o.ObserveInt64(retained, s.Sources[SourcePostgres].RetainedWAL)
-		o.ObserveInt64(safe, s.Sources[SourcePostgres].SafeWAL)
+		slot := Health{SafeWAL: -1}
+		if s.Role == RoleLeader { // what a former one knows is old
+			slot = s.Sources[SourcePostgres]
+		}
+		o.ObserveFloat64(clock, slot.ClockOffset.Seconds())
+		o.ObserveInt64(retained, slot.RetainedWAL)
+		o.ObserveInt64(safe, slot.SafeWAL)
 		bad, places := c.Queues.Counts()
 		o.ObserveInt64(unreadable, bad)
 		o.ObserveInt64(tombstones, places)

@@ -85,9 +85,11 @@ func (d *daemon) scrape(accept string) map[string][]map[string]string {
 // value of a label too.
 func TestMetricsOfRulesAndDashboard(t *testing.T) {
 	w, rows := watched(t, 3)
+	d := w.daemon
+	histograms := []string{"orphanwatch_lag_seconds", "orphanwatch_canary_lag_seconds", "orphanwatch_reconcile_duration_seconds"}
+	atStart := d.scrape("text/plain")
 	w.sql("DELETE FROM scan_tasks WHERE id = $1", rows[0])
 	w.gone(recovery, rows[0])
-	d := w.daemon
 	sandbox.AwaitTB(t, recovery, "the canaries and the lag", sandbox.Until(func() bool {
 		for _, source := range []string{"redis", "broker", "postgres"} {
 			if d.metric("orphanwatch_canary_lag_seconds_count", `source="`+source+`"`) == 0 {
@@ -97,6 +99,12 @@ func TestMetricsOfRulesAndDashboard(t *testing.T) {
 		return d.metric("orphanwatch_lag_seconds_count", `trigger="pg_delete"`, `outcome="removed"`) > 0
 	}))
 	series := d.scrape("text/plain")
+	for _, h := range histograms { // nothing is new, or twice
+		for _, part := range []string{h + "_count", h + "_sum", h + "_bucket"} {
+			require.NotEmpty(t, atStart[part])
+			require.ElementsMatch(t, atStart[part], series[part], part)
+		}
+	}
 	for name, all := range d.scrape("application/openmetrics-text; version=1.0.0") {
 		series[name] = append(series[name], all...) // le has other values there
 	}

@@ -26,6 +26,7 @@ import (
 	apitrace "go.opentelemetry.io/otel/trace"
 
 	"github.com/orphanwatch/orphanwatch/reconciler"
+	"github.com/orphanwatch/orphanwatch/watcher"
 )
 
 // Telemetry is the OpenTelemetry SDK: metrics always for /metrics, traces and
@@ -112,7 +113,8 @@ func (noSpans) Shutdown(context.Context) error                          { return
 
 // Handler serves the metrics, OpenMetrics with exemplars where it is asked for.
 func (t *Telemetry) Handler() http.Handler {
-	return promhttp.HandlerFor(t.registry, promhttp.HandlerOpts{EnableOpenMetrics: true})
+	histograms := append(reconciler.Histograms(), watcher.Histograms()...)
+	return promhttp.HandlerFor(fromZero{t.registry, histograms}, promhttp.HandlerOpts{EnableOpenMetrics: true})
 }
 
 // Shutdown exports what is left.
