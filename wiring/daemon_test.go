@@ -153,8 +153,9 @@ func (d *daemon) metric(name string, labels ...string) float64 {
 	lines := bufio.NewScanner(strings.NewReader(body))
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
-		series, value, ok := strings.Cut(lines.Text(), " ")
-		if !ok || (series != name && !strings.HasPrefix(series, name+"{")) {
+		at := max(strings.LastIndexByte(lines.Text(), ' '), 0) // labels may have spaces
+		series, value := lines.Text()[:at], strings.TrimSpace(lines.Text()[at:])
+		if series != name && !strings.HasPrefix(series, name+"{") {
 			continue
 		}
 		all := true
