@@ -19,7 +19,7 @@ import (
 func buildDaemon(t *testing.T) string {
 	t.Helper()
 	bin := filepath.Join(t.TempDir(), "orphanwatch")
-	out, err := exec.CommandContext(t.Context(), "go", "-C", "../..", "build", "-o", bin, "./cmd/orphanwatch").CombinedOutput()
+	out, err := exec.CommandContext(t.Context(), "go", "-C", "../..", "build", "-buildvcs=false", "-o", bin, "./cmd/orphanwatch").CombinedOutput()
 	require.NoError(t, err, string(out))
 	return bin
 }

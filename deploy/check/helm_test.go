@@ -2,6 +2,7 @@ package check_test
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -40,7 +41,8 @@ func helm(t *testing.T, args ...string) (stdout, stderr string, err error) {
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	cmd.Env = []string{"HOME=" + t.TempDir(), "KUBECONFIG=/dev/null"}
 	err = cmd.Run()
-	if _, ran := err.(*exec.ExitError); err != nil && !ran {
+	var failed *exec.ExitError
+	if err != nil && !errors.As(err, &failed) {
 		t.Fatalf("%v\nrun these tests by `make deploy-check`, which builds helm, or set HELM to its path", err)
 	}
 	var said []string
