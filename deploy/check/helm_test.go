@@ -216,6 +216,15 @@ func TestAConfigurationRestarts(t *testing.T) {
 	require.NotEqual(t, before, pods("--set", "config.policy.grace=6s"))
 }
 
+// TestNothingToExport: without a collector nothing is exported, and no way to one is open.
+func TestNothingToExport(t *testing.T) {
+	r := render(t, "--values", values("networkpolicy"), "--set", "telemetry.endpoint=")
+	require.Len(t, r.Network.Spec.Egress, 3, "DNS, PostgreSQL, Redis")
+	for name := range env(r.container(t)) {
+		require.NotContains(t, name, "OTEL_")
+	}
+}
+
 // TestPackage: a packaged chart holds what the checkout's does, the linked rules too.
 func TestPackage(t *testing.T) {
 	dir := t.TempDir()
