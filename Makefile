@@ -16,10 +16,12 @@ BUILDVCS := $(shell git rev-parse --verify -q HEAD >/dev/null 2>&1 && echo auto 
 GOLANGCI_VERSION := 2.15.0
 TOOLS            := $(CURDIR)/bin/tools
 GOLANGCI         := $(TOOLS)/golangci-lint
+HELM_VERSION     := v3.22.0
+HELM             := $(TOOLS)/helm
 
 .PHONY: help
 help: ## list these targets
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: deps build ## the whole thing on throw-away servers, about 30 s
@@ -65,6 +67,10 @@ fuzz: ## every Fuzz… function, FUZZTIME (30s) each
 		$(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$$pkg" </dev/null; \
 	done <<< "$$list"
 
+.PHONY: deploy-check
+deploy-check: helm ## the Helm chart and what else is deployed, without cluster or container engine
+	cd deploy/check && HELM=$(HELM) $(GO) test -count=1 -timeout 10m ./...
+
 .PHONY: clean
 clean: ## remove what was built (bin/tools too)
 	rm -rf bin
@@ -81,4 +87,11 @@ tools: # golangci-lint, built once (about two minutes) and kept in bin/tools
 	@if [ "$$($(GOLANGCI) version --short 2>/dev/null || true)" != "$(GOLANGCI_VERSION)" ]; then \
 		echo "building golangci-lint $(GOLANGCI_VERSION) into bin/tools (once; about two minutes)" >&2; \
 		GOBIN=$(TOOLS) GOFLAGS= CGO_ENABLED=0 $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v$(GOLANGCI_VERSION); \
+	fi
+
+.PHONY: helm
+helm: # built once (two to five minutes) and kept in bin/tools
+	@if [ "$$($(GO) version -m $(HELM) 2>/dev/null | awk '$$1 == "mod" { print $$3 }')" != "$(HELM_VERSION)" ]; then \
+		echo "building helm $(HELM_VERSION) into bin/tools (once; two to five minutes)" >&2; \
+		GOBIN=$(TOOLS) GOFLAGS= CGO_ENABLED=0 $(GO) install helm.sh/helm/v3/cmd/helm@$(HELM_VERSION); \
 	fi
