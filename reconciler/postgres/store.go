@@ -92,6 +92,7 @@ func (s *Store) Close() { s.pool.Close() }
 
 // with runs f on a connection of its own.
 func (s *Store) with(ctx context.Context, f func(*pgx.Conn) error) error {
+	defer reconciler.Beat(ctx)
 	return s.pool.AcquireFunc(ctx, func(c *pgxpool.Conn) error { return f(c.Conn()) })
 }
 
