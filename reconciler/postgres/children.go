@@ -88,6 +88,8 @@ func (s *Store) CountOrphans(ctx context.Context, t reconciler.ChildTable) (rows
 
 // child inspects t again, and gives what is wrong with it as the error.
 func (s *Store) child(ctx context.Context, t *reconciler.ChildTable) (c child, err error) {
+	ctx, cancel := context.WithTimeout(ctx, countTimeout+answerSlack)
+	defer cancel()
 	err = s.with(ctx, func(conn *pgx.Conn) (err error) {
 		c, err = s.inspect(ctx, conn, t)
 		return err
