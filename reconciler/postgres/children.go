@@ -130,7 +130,7 @@ func (s *Store) inTransaction(ctx context.Context, timeout time.Duration, settin
 		if err != nil {
 			return err
 		}
-		defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
+		defer rollback(ctx, tx)
 		var now session
 		b := &pgx.Batch{}
 		b.Queue(sessionSQL).QueryRow(func(row pgx.Row) (err error) {

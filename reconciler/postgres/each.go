@@ -81,11 +81,7 @@ func (s *Store) copyTo(ctx context.Context, conn *pgx.Conn, t table, w *copyRead
 	if err != nil {
 		return err
 	}
-	defer func() {
-		ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), answerSlack)
-		defer cancel()
-		_ = tx.Rollback(ending)
-	}()
+	defer rollback(ctx, tx)
 	if _, err := checkSession(tx.QueryRow(ctx, sessionSQL)); err != nil {
 		return err
 	}

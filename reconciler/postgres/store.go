@@ -100,6 +100,13 @@ func (s *Store) with(ctx context.Context, f func(*pgx.Conn) error) error {
 // one behind the URL.
 func (s *Store) Reset() { s.pool.Reset() }
 
+// rollback ends tx, unless it has been committed.
+func rollback(ctx context.Context, tx pgx.Tx) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), answerSlack)
+	defer cancel()
+	_ = tx.Rollback(ctx)
+}
+
 // answerSlack is how much longer than a statement may take its answer may.
 const answerSlack = 2 * time.Second
 
