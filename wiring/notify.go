@@ -65,11 +65,7 @@ func NewNotifier(controller *watcher.Controller, pulse *watcher.Pulse, log *slog
 
 // Run tells until ctx ends, which is told too.
 func (n *Notifier) Run(ctx context.Context) error {
-	every := notifyEvery
-	if n.watchdog > 0 {
-		every = min(every, n.watchdog/2)
-	}
-	tick := time.NewTicker(every)
+	tick := time.NewTicker(n.every())
 	defer tick.Stop()
 	began := time.Now()
 	for {
@@ -83,13 +79,21 @@ func (n *Notifier) Run(ctx context.Context) error {
 	}
 }
 
+// every is how often it looks.
+func (n *Notifier) every() time.Duration {
+	if n.watchdog == 0 {
+		return notifyEvery
+	}
+	return min(notifyEvery, n.watchdog/2)
+}
+
 // look tells what has changed. It waits for the locks that all loops need: where it
 // hangs there, the watchdog is not fed either.
 func (n *Notifier) look(ctx context.Context, up time.Duration) {
 	now := time.Now()
 	hangs := n.hanging(ctx, now)
 	line := n.line(hangs)
-	if hangs == "" && n.watchdog > 0 && now.Sub(n.said.alive) >= n.watchdog/2-n.watchdog/10 {
+	if hangs == "" && n.watchdog > 0 && now.Sub(n.said.alive) > (n.watchdog-n.every())/2 {
 		n.said.alive = now
 		n.send(ctx, daemon.SdNotifyWatchdog)
 	}
