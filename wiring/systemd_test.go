@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/orphanwatch/orphanwatch/deploy/sandbox"
+	"github.com/orphanwatch/orphanwatch/wiring"
 )
 
 var storesAway = flag.Duration("stores.away", 4*time.Second, "for how long both stores answer nothing in TestSystemd; over 7 min are over all limits of loops")
@@ -127,4 +128,43 @@ func TestSystemd(t *testing.T) {
 	last := s.heard("", start)
 	assert.True(t, strings.HasPrefix(last[len(last)-1].text, "STOPPING=1"), "said last: %v", last[max(0, len(last)-3):])
 	t.Logf("stopped in %v", took.Round(time.Millisecond))
+}
+
+// What the unit and its environment file set, and what the file only suggests, are
+// variables that exist, with values that are good.
+func TestTheUnitsEnvironment(t *testing.T) {
+	credentials := t.TempDir()
+	unit, err := os.ReadFile("../deploy/systemd/orphanwatch.service")
+	require.NoError(t, err)
+	var environ []string
+	for line := range strings.Lines(string(unit)) {
+		line = strings.TrimSpace(line)
+		if variable, ok := strings.CutPrefix(line, "Environment="); ok {
+			environ = append(environ, strings.ReplaceAll(variable, "%d", credentials))
+		}
+		if credential, ok := strings.CutPrefix(line, "LoadCredential="); ok {
+			name, from, _ := strings.Cut(credential, ":")
+			require.Equal(t, "/etc/orphanwatch/"+name, from)
+			url := map[string]string{"database_url": "postgres://app:secret@db/app\n", "redis_url": "redis://redis/0\n"}[name]
+			require.NoError(t, os.WriteFile(filepath.Join(credentials, name), []byte(url), 0o400))
+		}
+	}
+	c, err := wiring.Load(wiring.LoadOptions{Environ: environ})
+	require.NoError(t, err)
+	require.Equal(t, "postgres://app:secret@db/app", c.Postgres.URL.Reveal())
+	require.Equal(t, "redis://redis/0", c.Redis.URL.Reveal())
+
+	file, err := os.ReadFile("../deploy/systemd/orphanwatch.env")
+	require.NoError(t, err)
+	suggested := 0
+	for line := range strings.Lines(string(file)) {
+		if variable, ok := strings.CutPrefix(strings.TrimSpace(line), "#"); ok && !strings.HasPrefix(variable, " ") && !strings.HasPrefix(variable, "ORPHANWATCH_CONFIG=") {
+			environ = append(environ, variable)
+			suggested++
+		}
+	}
+	require.Positive(t, suggested)
+	c, err = wiring.Load(wiring.LoadOptions{Environ: environ})
+	require.NoError(t, err)
+	require.Equal(t, "none", c.Policy.Remove)
 }
