@@ -1,6 +1,7 @@
 package wiring_test
 
 import (
+	"context"
 	"flag"
 	"fmt"
 	"net"
@@ -8,13 +9,17 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/orphanwatch/orphanwatch/deploy/sandbox"
+	"github.com/orphanwatch/orphanwatch/reconciler"
+	"github.com/orphanwatch/orphanwatch/reconciler/postgres"
 	"github.com/orphanwatch/orphanwatch/wiring"
 )
 
@@ -167,4 +172,54 @@ func TestTheUnitsEnvironment(t *testing.T) {
 	c, err = wiring.Load(wiring.LoadOptions{Environ: environ})
 	require.NoError(t, err)
 	require.Equal(t, "none", c.Policy.Remove)
+}
+
+// steps counts the steps of a loop.
+type steps struct{ n atomic.Int64 }
+
+func (s *steps) Beat() { s.n.Add(1) }
+func (s *steps) Rest() {}
+
+// Each call of a store is a step of the loop that makes it, whether it is answered or not.
+func TestACallOfAStoreIsAStep(t *testing.T) {
+	w := newWorld(t)
+	rows := w.rows(1)
+	clients := func(redisURL, databaseURL string) (*redis.Client, *postgres.Store) {
+		c, err := wiring.Load(wiring.LoadOptions{Environ: []string{"REDIS_URL=" + redisURL, "DATABASE_URL=" + databaseURL}})
+		require.NoError(t, err)
+		client, err := wiring.NewRedis(c)
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = client.Close() })
+		store, err := wiring.NewRows(c)
+		require.NoError(t, err)
+		t.Cleanup(store.Close)
+		return client, store
+	}
+	look := []reconciler.Look{{Subject: reconciler.TaskSubject(rows[0])}}
+	ping := func(ctx context.Context) func(redis.Pipeliner) error {
+		return func(p redis.Pipeliner) error { p.Ping(ctx); return nil }
+	}
+	client, store := clients(w.redisURL(), w.watchURL())
+	away, gone := clients("redis://"+freeAddr(t), "postgres://nobody@"+freeAddr(t)+"/none")
+	for name, call := range map[string]func(ctx context.Context) error{
+		"a command":  func(ctx context.Context) error { return client.Ping(ctx).Err() },
+		"a pipeline": func(ctx context.Context) error { _, err := client.Pipelined(ctx, ping(ctx)); return err },
+		"a lookup":   func(ctx context.Context) error { _, err := store.Look(ctx, look); return err },
+		"a whole table": func(ctx context.Context) error {
+			return store.EachID(ctx, 0, func(string) error { return nil })
+		},
+	} {
+		var s steps
+		require.NoError(t, call(reconciler.WithPulse(t.Context(), &s)), name)
+		require.Positive(t, s.n.Load(), name)
+	}
+	for name, call := range map[string]func(ctx context.Context) error{
+		"a command":  func(ctx context.Context) error { return away.Ping(ctx).Err() },
+		"a pipeline": func(ctx context.Context) error { _, err := away.Pipelined(ctx, ping(ctx)); return err },
+		"a lookup":   func(ctx context.Context) error { _, err := gone.Look(ctx, look); return err },
+	} {
+		var s steps
+		require.Error(t, call(reconciler.WithPulse(t.Context(), &s)), name)
+		require.Positive(t, s.n.Load(), name)
+	}
 }
