@@ -1,12 +1,13 @@
 #!/bin/sh
 # Installs what the sandbox starts: redis-server, PostgreSQL's server and Celery (with
-# psycopg2 for its tasks); and curl, for the README's own lines.
+# psycopg2 for its tasks); curl, for the README's own lines; and systemd-analyze, for the unit.
 # Silent and quick when all is there. Needs apt, and root or sudo. Starts no service.
 set -eu
 
 packages=
 command -v redis-server >/dev/null || packages="$packages redis-server"
 command -v curl >/dev/null || packages="$packages curl"
+command -v systemd-analyze >/dev/null || packages="$packages systemd"
 if [ -n "${ORPHANWATCH_PG_BIN:-}" ]; then
 	set -- "$ORPHANWATCH_PG_BIN/initdb"
 else

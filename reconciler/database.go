@@ -297,6 +297,7 @@ func (r *Reconciler) settleChildren(ctx context.Context, c Cleanup) error {
 }
 
 func pause(ctx context.Context, d time.Duration) error {
+	defer Rest(ctx)()
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {

@@ -129,8 +129,10 @@ type passOutcome struct {
 }
 
 func (r *Reconciler) resync(ctx context.Context, term Term, o passOptions) (out passOutcome, err error) {
+	resume := Rest(ctx)
 	select {
 	case r.passing <- struct{}{}: // one at a time: an operator's may come while the daemon makes one
+		resume()
 		defer func() { <-r.passing }()
 	case <-ctx.Done():
 		return out, ctx.Err()
@@ -278,6 +280,7 @@ func waitPosition(ctx context.Context, term Term, at LSN) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-tick.C:
+			Beat(ctx) // replication has a pulse of its own
 		}
 	}
 	return nil

@@ -49,6 +49,8 @@ type Options struct {
 	// Remember is told of every deletion, before it is judged.
 	Remember func(reconciler.Subject)
 	Log      *slog.Logger
+	// Pulse watches over the loops; nil for nobody.
+	Pulse *Pulse
 
 	// QueueLimit bounds the entries with a deletion, and those without, each.
 	QueueLimit int
@@ -197,10 +199,10 @@ func (c *Controller) term(ctx context.Context, session Session) error {
 			return &deadLoopError{"the source " + name, err}
 		})
 	}
-	for range c.Workers {
-		g.Go(func() error { return t.work(all, t.queue, batchLimit) })
+	for i := range c.Workers {
+		g.Go(func() error { return t.work(all, fmt.Sprintf("worker %d", i+1), t.queue, batchLimit) })
 	}
-	g.Go(func() error { return t.work(all, t.messages, sweepLimit) })
+	g.Go(func() error { return t.work(all, "message worker", t.messages, sweepLimit) })
 	g.Go(func() error { return t.look(feed) })
 	g.Go(func() error { return t.resyncLoop(feed, subscribed) })
 	g.Go(func() error { return t.orders(feed) })
@@ -265,7 +267,10 @@ const deskInterval = time.Second
 // publish shows the state, whoever leads. Its errors are the state of Redis,
 // which others tell.
 func (c *Controller) publish(ctx context.Context) {
+	ctx, leave := c.Pulse.Enter(ctx, "publish", callLimit)
+	defer leave()
 	for {
+		reconciler.Beat(ctx)
 		_ = c.Desk.Publish(ctx, c.Status())
 		if !pause(ctx, deskInterval) {
 			return

@@ -62,10 +62,13 @@ type looks struct {
 // look looks at messages: at those that have just come, at all where nothing tells
 // of them, and again after some were taken. It ends with ctx.
 func (t *term) look(ctx context.Context) error {
+	ctx, leave := t.c.Pulse.Enter(ctx, "look", callLimit)
+	defer leave()
 	now := time.Now()
 	l := looks{watch: now.Add(watchEvery), poll: now.Add(pollEvery), purge: now.Add(purgeEvery)}
 	for {
 		wait := time.NewTimer(time.Until(l.next()))
+		reconciler.Beat(ctx) // the wait ends within purgeEvery
 		select {
 		case <-ctx.Done():
 			wait.Stop()

@@ -209,6 +209,7 @@ func (q *Queue) Take(ctx context.Context, limit int) ([]*Entry, error) {
 			return batch, nil
 		}
 		due := time.NewTimer(wait)
+		resume := reconciler.Rest(ctx)
 		select {
 		case <-ctx.Done():
 			due.Stop()
@@ -216,6 +217,7 @@ func (q *Queue) Take(ctx context.Context, limit int) ([]*Entry, error) {
 		case <-q.ready:
 		case <-due.C:
 		}
+		resume()
 		due.Stop()
 	}
 }

@@ -32,6 +32,8 @@ type Status struct {
 	Failing string `json:"failing,omitempty"`
 	// Ended is why the last term ended.
 	Ended string `json:"last_term_ended,omitempty"`
+	// Stalled are loops that hang: see Pulse.
+	Stalled []Stall `json:"stalled,omitempty"`
 }
 
 // Gap is when and why events of a source may have been missed.
@@ -209,6 +211,7 @@ func (c *Controller) Status() Status {
 	}
 	st.Queue, st.Messages = s.stats()
 	now := time.Now()
+	st.Stalled = c.Pulse.Stalled(now)
 	if since := s.waiting(now, st.Queue, st.Messages); !since.IsZero() {
 		st.Oldest = now.Sub(since).Seconds()
 	}

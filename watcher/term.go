@@ -64,8 +64,11 @@ func (t *term) request(reason string) {
 func (t *term) Report(source string, h Health) { t.c.state.report(source, h) }
 
 // work takes batches of up to limit entries until ctx ends.
-func (t *term) work(ctx context.Context, queue *Queue, limit int) error {
+func (t *term) work(ctx context.Context, name string, queue *Queue, limit int) error {
+	ctx, leave := t.c.Pulse.Enter(ctx, name, callLimit)
+	defer leave()
 	for {
+		reconciler.Beat(ctx)
 		batch, err := queue.Take(ctx, limit)
 		if err != nil {
 			return nil //nolint:nilerr // the term is over
@@ -172,11 +175,15 @@ func (t *term) drain(ctx context.Context) {
 // resyncLoop makes a pass at start, for each gap (those that come together make
 // one), and every interval.
 func (t *term) resyncLoop(ctx context.Context, subscribed <-chan struct{}) error {
+	ctx, leave := t.c.Pulse.Enter(ctx, "resync", PassLimit)
+	defer leave()
+	resume := reconciler.Rest(ctx)
 	select {
 	case <-ctx.Done():
 		return nil
 	case <-subscribed:
 	}
+	resume()
 	reason := "start"
 	every := time.NewTicker(t.c.ResyncInterval)
 	defer every.Stop()
@@ -196,14 +203,17 @@ func (t *term) resyncLoop(ctx context.Context, subscribed <-chan struct{}) error
 			continue
 		case more:
 			// What was submitted is in the queue for the grace at least.
+			resume := reconciler.Rest(ctx)
 			if !pause(ctx, t.c.Grace+time.Second) {
 				return nil
 			}
+			resume()
 			reason = "more orphans than one pass submits"
 			continue
 		}
 		wait.succeeded()
 		t.c.observed = true
+		resume := reconciler.Rest(ctx)
 		select {
 		case <-ctx.Done():
 			return nil
@@ -211,6 +221,7 @@ func (t *term) resyncLoop(ctx context.Context, subscribed <-chan struct{}) error
 		case <-every.C:
 			reason = "interval"
 		}
+		resume()
 	}
 }
 
@@ -238,11 +249,13 @@ func (t *term) offerAll(ctx context.Context, trigger reconciler.Trigger, suspect
 			if t.Offer(e) {
 				break
 			}
+			resume := reconciler.Rest(ctx) // whoever makes room has a pulse of its own
 			select {
 			case <-ctx.Done():
 				return ctx.Err()
 			case <-room:
 			}
+			resume()
 		}
 	}
 	return nil
@@ -250,7 +263,10 @@ func (t *term) offerAll(ctx context.Context, trigger reconciler.Trigger, suspect
 
 // orders carries out what operators ask for.
 func (t *term) orders(ctx context.Context) error {
+	ctx, leave := t.c.Pulse.Enter(ctx, "orders", callLimit)
+	defer leave()
 	for {
+		reconciler.Beat(ctx)
 		resync, err := t.c.Desk.Orders(ctx)
 		if errors.Is(err, reconciler.ErrStale) {
 			return fmt.Errorf("orders: %w", err)

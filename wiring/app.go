@@ -62,6 +62,7 @@ func options(ctx context.Context, c *Config, log *slog.Logger, version Version, 
 		fx.Provide(
 			func() context.Context { return ctx },
 			NewInstance,
+			watcher.NewPulse,
 			NewTelemetry,
 			NewRedis,
 			NewStore,
@@ -77,10 +78,11 @@ func options(ctx context.Context, c *Config, log *slog.Logger, version Version, 
 			NewSchedule,
 			NewServices,
 			NewServer,
+			NewNotifier,
 		),
 		// Telemetry first: instruments are made from the global providers.
 		fx.Invoke(func(*Telemetry) {}),
-		fx.Invoke(func(lc fx.Lifecycle, down fx.Shutdowner, t *Telemetry, rows *postgres.Store, children ChildRows, results *redis.Client, broker BrokerClient, controller *watcher.Controller, operator *Operator, schedule *Schedule, server *Server) {
+		fx.Invoke(func(lc fx.Lifecycle, down fx.Shutdowner, t *Telemetry, rows *postgres.Store, children ChildRows, results *redis.Client, broker BrokerClient, controller *watcher.Controller, operator *Operator, schedule *Schedule, server *Server, notifier *Notifier) {
 			running, stop := context.WithCancel(context.WithoutCancel(ctx))
 			g, running := errgroup.WithContext(running)
 			ended := make(chan struct{})
@@ -89,6 +91,7 @@ func options(ctx context.Context, c *Config, log *slog.Logger, version Version, 
 					g.Go(func() error { return controller.Run(running) })
 					g.Go(func() error { return schedule.Run(running) })
 					g.Go(func() error { return server.Run(running) })
+					g.Go(func() error { return notifier.Run(running) })
 					go func() {
 						*died = g.Wait()
 						close(ended)

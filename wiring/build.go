@@ -112,7 +112,9 @@ func newRedis(url Secret) (*redis.Client, error) {
 	opts.MaxRetries = -1 // retries are the queue's: a second try must look anew
 	opts.PoolSize = redisPoolSize
 	opts.DisableIdentity = true
-	return redis.NewClient(opts), nil
+	client := redis.NewClient(opts)
+	client.AddHook(beats{})
+	return client, nil
 }
 
 // NewStore is Redis as the reconciler needs it.
@@ -148,10 +150,10 @@ func NewChildRows(c *Config) (ChildRows, error) {
 }
 
 // NewReplication is the source of deletes, and the leadership.
-func NewReplication(c *Config, log *slog.Logger) *replication.Source {
+func NewReplication(c *Config, pulse *watcher.Pulse, log *slog.Logger) *replication.Source {
 	return replication.New(replication.Options{
 		URL: c.Postgres.URL.Reveal(), Slot: c.Replication.Slot, Publication: c.Replication.Publication,
-		MaxWAL: int64(c.Replication.MaxWAL), Bindings: Bindings(c), Log: log,
+		MaxWAL: int64(c.Replication.MaxWAL), Bindings: Bindings(c), Pulse: pulse, Log: log,
 	})
 }
 
@@ -195,11 +197,13 @@ func NewDesk(store *celery.Store, broker *celery.Broker, rows *postgres.Store, r
 }
 
 // NewController joins the sources, the queue and the reconciler.
-func NewController(c *Config, repl *replication.Source, client *redis.Client, store *celery.Store, brokerClient BrokerClient, broker *celery.Broker, r *reconciler.Reconciler, desk *Desk, log *slog.Logger) (*watcher.Controller, error) {
+func NewController(c *Config, repl *replication.Source, client *redis.Client, store *celery.Store, brokerClient BrokerClient, broker *celery.Broker, r *reconciler.Reconciler, desk *Desk, pulse *watcher.Pulse, log *slog.Logger) (*watcher.Controller, error) {
+	results, messages := KeyspaceOptions(c, client, store, log), BrokerOptions(c, brokerClient, broker, log)
+	results.Pulse, messages.Pulse = pulse, pulse
 	return watcher.New(watcher.Options{
-		Leadership: repl, Keyspace: keyspace.New(KeyspaceOptions(c, client, store, log)), Judge: r, Desk: desk,
-		Broker: keyspace.New(BrokerOptions(c, brokerClient, broker, log)), Queues: broker, FindQueues: broker.Discover,
-		Remember: r.Memory.Add, Log: log,
+		Leadership: repl, Keyspace: keyspace.New(results), Judge: r, Desk: desk,
+		Broker: keyspace.New(messages), Queues: broker, FindQueues: broker.Discover,
+		Remember: r.Memory.Add, Pulse: pulse, Log: log,
 		QueueLimit: queueLimit, Workers: workers, ResyncInterval: c.Policy.ResyncInterval, Grace: c.Policy.Grace,
 		ObserveFirst: !c.Policy.CleanupOnStartup, DrainTimeout: drainTimeout,
 	})

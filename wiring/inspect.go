@@ -62,7 +62,7 @@ func OpenStores(c *Config, log *slog.Logger) (*Stores, error) {
 	}
 	broker := NewBroker(c, brokerClient)
 	return &Stores{
-		Celery: NewStore(c, client, broker), Replication: NewReplication(c, log), config: c, redis: client, rows: rows,
+		Celery: NewStore(c, client, broker), Replication: NewReplication(c, nil, log), config: c, redis: client, rows: rows,
 		Broker: broker, broker: brokerClient,
 	}, nil
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/orphanwatch/orphanwatch/reconciler"
+	"github.com/orphanwatch/orphanwatch/watcher"
 )
 
 const (
@@ -24,12 +25,14 @@ type Schedule struct {
 	operator *Operator
 	every    time.Duration
 	tick     time.Duration
+	pulse    *watcher.Pulse
 	log      *slog.Logger
 }
 
 // NewSchedule does nothing where the interval is 0.
-func NewSchedule(c *Config, o *Operator, log *slog.Logger) *Schedule {
-	return &Schedule{operator: o, every: c.Policy.FullCleanupInterval, tick: min(scheduleTick, max(c.Policy.FullCleanupInterval/4, time.Millisecond)), log: log}
+func NewSchedule(c *Config, o *Operator, pulse *watcher.Pulse, log *slog.Logger) *Schedule {
+	every := c.Policy.FullCleanupInterval
+	return &Schedule{operator: o, every: every, tick: min(scheduleTick, max(every/4, time.Millisecond)), pulse: pulse, log: log}
 }
 
 // Run cleans until ctx ends. What fails is logged, and done the next time.
@@ -37,9 +40,12 @@ func (s *Schedule) Run(ctx context.Context) error {
 	if s.every == 0 {
 		return nil
 	}
+	ctx, leave := s.pulse.Enter(ctx, "full cleanup", watcher.PassLimit)
+	defer leave()
 	tick := time.NewTicker(s.tick)
 	defer tick.Stop()
 	for {
+		reconciler.Beat(ctx)
 		select {
 		case <-ctx.Done():
 			return nil

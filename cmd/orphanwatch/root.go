@@ -117,7 +117,7 @@ or not confirmed, 5 a dependency is unreachable, 6 doctor findings.`,
 	root.AddCommand(
 		c.runCommand(), c.demoCommand(), c.statusCommand(), c.doctorCommand(), c.setupCommand(), c.teardownCommand(),
 		c.tasksCommand(), c.cleanupOrphanedCommand(), c.cleanupExpiredCommand(), c.cleanupDatabaseCommand(),
-		c.purgeQueuesCommand(), c.fullCleanupCommand(), c.checkCommand(),
+		c.purgeQueuesCommand(), c.fullCleanupCommand(), c.checkCommand(), c.healthCommand(),
 		c.pauseCommand(), c.resumeCommand(), c.restoreCommand(), c.historyCommand(),
 		c.tokenCommand(), c.configCommand(), c.versionCommand(),
 	)

@@ -216,6 +216,9 @@ func (c *cli) statusDaemon(l *statusLines, d *wiring.DaemonStatus, now time.Time
 	if d.Ended != "" && d.Role != "leader" {
 		l.add("", "not leading: %s", c.bad(oneLine(d.Ended)))
 	}
+	for _, s := range d.Stalled {
+		l.add("", "%s", c.bad(fmt.Sprintf("hangs: %s, for %s", s.Loop, span(time.Duration(s.Seconds*float64(time.Second))))))
+	}
 	if d.Failing != "" {
 		l.add("", "failing: %s", c.bad(oneLine(d.Failing)))
 	}

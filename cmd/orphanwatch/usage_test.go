@@ -36,6 +36,8 @@ func TestUsage(t *testing.T) {
 		{exitUsage, "restore --queue celery a", "not both"},
 		{exitUsage, "restore --queue celery --since -1h", "give task ids, or --since"},
 		{exitUsage, "restore a --hold -1h", "negative"},
+		{exitUsage, "health --timeout 0s", "must be positive"},
+		{exitUsage, "health --url 127.0.0.1:8000", "write http://HOST:PORT"},
 	} {
 		s.expect(test.code, strings.Fields(test.args), test.text)
 	}

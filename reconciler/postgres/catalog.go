@@ -208,6 +208,8 @@ func readColumns(ctx context.Context, conn *pgx.Conn, schema, name string) (relk
 func (s *Store) describe(ctx context.Context, b reconciler.Binding) (table, error) {
 	var relkind string
 	var all map[string]described
+	ctx, cancel := context.WithTimeout(ctx, s.options.StatementTimeout+answerSlack)
+	defer cancel()
 	err := s.with(ctx, func(conn *pgx.Conn) (err error) {
 		relkind, all, err = readColumns(ctx, conn, b.Schema, b.Table)
 		return err

@@ -88,6 +88,8 @@ func (s *Store) CountOrphans(ctx context.Context, t reconciler.ChildTable) (rows
 
 // child inspects t again, and gives what is wrong with it as the error.
 func (s *Store) child(ctx context.Context, t *reconciler.ChildTable) (c child, err error) {
+	ctx, cancel := context.WithTimeout(ctx, countTimeout+answerSlack)
+	defer cancel()
 	err = s.with(ctx, func(conn *pgx.Conn) (err error) {
 		c, err = s.inspect(ctx, conn, t)
 		return err
@@ -128,7 +130,7 @@ func (s *Store) inTransaction(ctx context.Context, timeout time.Duration, settin
 		if err != nil {
 			return err
 		}
-		defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
+		defer rollback(ctx, tx)
 		var now session
 		b := &pgx.Batch{}
 		b.Queue(sessionSQL).QueryRow(func(row pgx.Row) (err error) {

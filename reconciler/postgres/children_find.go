@@ -16,6 +16,8 @@ import (
 // names, or else all with a foreign key, NOT VALID ones too. Of a partitioned table
 // it is the whole that counts.
 func (s *Store) ChildTables(ctx context.Context) (tables []reconciler.ChildTable, err error) {
+	ctx, cancel := context.WithTimeout(ctx, countTimeout+answerSlack)
+	defer cancel()
 	err = s.with(ctx, func(conn *pgx.Conn) error {
 		known := map[string]bool{}
 		for i, b := range s.options.Bindings {

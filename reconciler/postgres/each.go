@@ -6,11 +6,15 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
+
+	"github.com/orphanwatch/orphanwatch/reconciler"
 )
 
 // EachID streams the task ids of a binding's rows: the keys where the id is the
@@ -51,20 +55,41 @@ func (s *Store) each(ctx context.Context, binding int, yield func(string) error,
 	return nil
 }
 
+// copySilence is how long a COPY may bring no row: where most of a table is dead rows,
+// reading past them takes a while.
+const copySilence = 5 * time.Minute
+
 func (s *Store) copy(ctx context.Context, conn *pgx.Conn, t table, columns []column, yield func(string) error) error {
+	// The server's own timeout does not help where its answer does not arrive.
+	reading, giveUp := context.WithCancel(ctx)
+	defer giveUp()
+	silence := time.AfterFunc(copySilence, giveUp)
+	defer silence.Stop()
+	w := &copyReader{columns: columns, yield: yield, moved: func() {
+		silence.Reset(copySilence)
+		reconciler.Beat(ctx)
+	}}
+	err := s.copyTo(reading, conn, t, w)
+	if err != nil && reading.Err() != nil && ctx.Err() == nil {
+		return fmt.Errorf("nothing came for %s: %w", copySilence, os.ErrDeadlineExceeded)
+	}
+	return err
+}
+
+func (s *Store) copyTo(ctx context.Context, conn *pgx.Conn, t table, w *copyReader) error {
 	tx, err := conn.Begin(ctx)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
+	defer rollback(ctx, tx)
 	if _, err := checkSession(tx.QueryRow(ctx, sessionSQL)); err != nil {
 		return err
 	}
 	if _, err := tx.Exec(ctx, fmt.Sprintf("SET LOCAL statement_timeout = %d", s.options.CopyTimeout.Milliseconds())); err != nil {
 		return err
 	}
-	names := make([]string, len(columns))
-	for i, c := range columns {
+	names := make([]string, len(w.columns))
+	for i, c := range w.columns {
 		names[i] = pgx.Identifier{c.name}.Sanitize()
 		if c.oid == pgtype.VarcharOID || c.oid == pgtype.TextOID {
 			names[i] += "::text"
@@ -73,7 +98,6 @@ func (s *Store) copy(ctx context.Context, conn *pgx.Conn, t table, columns []col
 		}
 	}
 	sql := fmt.Sprintf("COPY (SELECT %s FROM %s) TO STDOUT (FORMAT binary)", strings.Join(names, ", "), qualified(t.binding))
-	w := &copyReader{columns: columns, yield: yield}
 	if _, err := conn.PgConn().CopyTo(ctx, w, sql); err != nil {
 		return err
 	}
@@ -89,6 +113,9 @@ func (s *Store) copy(ctx context.Context, conn *pgx.Conn, t table, columns []col
 type copyReader struct {
 	columns []column
 	yield   func(string) error
+	// moved is called once a second while rows come.
+	moved   func()
+	movedAt time.Time
 	rest    []byte
 	header  bool
 	ended   bool
@@ -97,6 +124,10 @@ type copyReader struct {
 var copySignature = []byte("PGCOPY\n\xff\r\n\x00")
 
 func (r *copyReader) Write(p []byte) (int, error) {
+	if now := time.Now(); now.Sub(r.movedAt) > time.Second {
+		r.movedAt = now
+		r.moved()
+	}
 	data := p
 	if len(r.rest) > 0 {
 		r.rest = append(r.rest, p...)

@@ -92,12 +92,20 @@ func (s *Store) Close() { s.pool.Close() }
 
 // with runs f on a connection of its own.
 func (s *Store) with(ctx context.Context, f func(*pgx.Conn) error) error {
+	defer reconciler.Beat(ctx)
 	return s.pool.AcquireFunc(ctx, func(c *pgxpool.Conn) error { return f(c.Conn()) })
 }
 
 // Reset forgets all connections: they may lead to a server that is no longer the
 // one behind the URL.
 func (s *Store) Reset() { s.pool.Reset() }
+
+// rollback ends tx, unless it has been committed.
+func rollback(ctx context.Context, tx pgx.Tx) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), answerSlack)
+	defer cancel()
+	_ = tx.Rollback(ctx)
+}
 
 // answerSlack is how much longer than a statement may take its answer may.
 const answerSlack = 2 * time.Second

@@ -68,6 +68,8 @@ type Options struct {
 	Configure string
 	// Log is where the source tells what it does; none if nil.
 	Log *slog.Logger
+	// Pulse watches over the source's loops; nil for nobody.
+	Pulse *watcher.Pulse
 	// CanaryEvery is how often the whole path is proven; 10 s if 0.
 	CanaryEvery time.Duration
 	// RetryEvery is how often a better way of watching is tried; 1 min if 0.
@@ -180,13 +182,17 @@ func (s *Source) hint(sink watcher.Sink, key string, seen time.Time) {
 
 // drain moves what is in the set into the sink, at the sink's pace.
 func (s *Source) drain(ctx context.Context, sink watcher.Sink) {
+	ctx, leave := s.opts.Pulse.Enter(ctx, s.kind.source+" events", watcher.SourceLimit)
+	defer leave()
 	var looks []reconciler.Look
 	for {
+		resume := reconciler.Rest(ctx)
 		select {
 		case <-ctx.Done():
 			return
 		case <-s.set.filled:
 		}
+		resume()
 		for key, seen := range s.set.take() {
 			if looks = s.looks(looks[:0], key); len(looks) == 0 {
 				s.ignored.Add(1)
@@ -216,11 +222,13 @@ func offer(ctx context.Context, sink watcher.Sink, e watcher.Event) bool {
 		if sink.Offer(e) {
 			return true
 		}
+		resume := reconciler.Rest(ctx) // whoever makes room has a pulse of its own
 		select {
 		case <-ctx.Done():
 			return false
 		case <-room:
 		}
+		resume()
 	}
 	return true
 }

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/orphanwatch/orphanwatch/reconciler"
 )
 
 // unavailable is why one way of watching is not to be had, though the server
@@ -86,6 +88,7 @@ func join(a, b error) error {
 
 // open makes a subscription, and returns it confirmed and proven.
 func (w *watch) open(ctx context.Context, mode string) (*subscription, error) {
+	reconciler.Beat(ctx) // each way takes some answers of up to answerTimeout
 	sub := &subscription{mode: mode, canary: w.canaryKey}
 	sub.hint = func(key string, seen time.Time) { w.hint(w.sink, key, seen) }
 	if mode == ModeKeyspace {

@@ -9,6 +9,7 @@ import (
 	"github.com/cenkalti/backoff/v5"
 	"github.com/redis/go-redis/v9"
 
+	"github.com/orphanwatch/orphanwatch/reconciler"
 	"github.com/orphanwatch/orphanwatch/watcher"
 )
 
@@ -28,10 +29,13 @@ type watch struct {
 
 // run connects again and again; it returns only on ctx and on configuration.
 func (w *watch) run(ctx context.Context) error {
+	ctx, leave := w.opts.Pulse.Enter(ctx, w.kind.source+" source", watcher.SourceLimit)
+	defer leave()
 	pause := backoff.NewExponentialBackOff()
 	pause.InitialInterval, pause.MaxInterval = 50*time.Millisecond, 2*time.Second
 	var last *ending
 	for {
+		reconciler.Beat(ctx)
 		began := time.Now()
 		w.client = ownClient(w.opts.Client)
 		sub, err := w.connect(ctx)
@@ -89,6 +93,7 @@ func (w *watch) stay(ctx context.Context, sub *subscription) (*ending, error) {
 	defer climb.Stop()
 	sure := time.Now()
 	for {
+		reconciler.Beat(ctx)
 		var err error
 		select {
 		case <-ctx.Done():

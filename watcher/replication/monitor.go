@@ -53,8 +53,11 @@ func (s *Session) monitor(run context.Context, sink watcher.Sink) error {
 }
 
 func (m *monitor) loop(run context.Context) error {
+	run, leave := m.opts.Pulse.Enter(run, "replication monitor", watcher.SourceLimit)
+	defer leave()
 	var tick, canary time.Time
 	for {
+		reconciler.Beat(run)
 		now := time.Now()
 		if !now.Before(tick) {
 			if err := m.bounded(run, m.tick); err != nil {

@@ -197,6 +197,8 @@ var errQuiet = errors.New("quiesced")
 
 // stream is the owner's loop. It returns when run has ended, or with an error.
 func (s *Session) stream(run context.Context) error {
+	run, leave := s.opts.Pulse.Enter(run, "replication stream", watcher.SourceLimit)
+	defer leave()
 	err := s.read(run)
 	if !errors.Is(err, errQuiet) {
 		return err
@@ -282,6 +284,7 @@ func (s *Session) attend(run context.Context) (next time.Time, err error) {
 	if run.Err() != nil {
 		return next, context.Cause(run)
 	}
+	reconciler.Beat(run) // at least every statusEvery, also while the queue is full
 	if s.budget.Load() != withinBudget {
 		s.ledger.Release()
 	} else if s.dropped > 0 {

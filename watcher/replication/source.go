@@ -26,6 +26,8 @@ type Options struct {
 	MaxWAL   int64
 	Bindings []reconciler.Binding
 	Log      *slog.Logger
+	// Pulse watches over the loops of a session; nil for nobody.
+	Pulse *watcher.Pulse
 	// CanaryEvery is the time between two probes; 0 for 10 s.
 	CanaryEvery time.Duration
 	// MonitorEvery is the time between two looks at slot and catalogs; 0 for 5 s.
