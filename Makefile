@@ -19,7 +19,7 @@ GOLANGCI         := $(TOOLS)/golangci-lint
 
 .PHONY: help
 help: ## list these targets
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: deps build ## the whole thing on throw-away servers, about 30 s
@@ -64,6 +64,10 @@ fuzz: ## every Fuzz… function, FUZZTIME (30s) each
 		echo "== $$pkg $$name"; \
 		$(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$$pkg" </dev/null; \
 	done <<< "$$list"
+
+.PHONY: deploy-check
+deploy-check: ## container image and compose stack, without a container engine
+	cd deploy/check && $(GO) test ./...
 
 .PHONY: clean
 clean: ## remove what was built (bin/tools too)
