@@ -32,7 +32,7 @@ func loadCompose(t *testing.T) *types.Project {
 func copies(t *testing.T, project *types.Project) (all []types.ServiceConfig) {
 	t.Helper()
 	for _, s := range project.Services {
-		if s.Build != nil && s.Build.Dockerfile == "deploy/Dockerfile" {
+		if s.Image == "orphanwatch:demo" {
 			all = append(all, s)
 		}
 	}
@@ -74,12 +74,17 @@ func argument(t *testing.T, s types.ServiceConfig, name string) string {
 // TestComposeStack: what must be true of every service.
 func TestComposeStack(t *testing.T) {
 	project := loadCompose(t)
+	builds := map[string]int{}
 	for name, s := range project.Services {
-		if s.Build == nil {
-			require.Regexp(t, `:v?\d+\.\d+(\.\d+)?(@sha256:[0-9a-f]{64})?$`, s.Image, name)
-		} else {
-			require.Equal(t, "demo", s.Image[strings.LastIndex(s.Image, ":")+1:], "%s: an image that is built here has a tag of ours", name)
+		switch {
+		case s.Build != nil:
+			builds[s.Image]++
+			require.Equal(t, types.PullPolicyBuild, s.PullPolicy, name)
 			require.FileExists(t, filepath.Join(s.Build.Context, s.Build.Dockerfile), name)
+		case strings.HasSuffix(s.Image, ":demo"):
+			require.Equal(t, types.PullPolicyNever, s.PullPolicy, name)
+		default:
+			require.Regexp(t, `:v?\d+\.\d+(\.\d+)?(@sha256:[0-9a-f]{64})?$`, s.Image, name)
 		}
 		for _, p := range s.Ports {
 			require.Equal(t, "127.0.0.1", p.HostIP, "%s publishes %s", name, p.Published)
@@ -97,6 +102,7 @@ func TestComposeStack(t *testing.T) {
 			}
 		}
 	}
+	require.Equal(t, map[string]int{"orphanwatch:demo": 1, "orphanwatch-example:demo": 1}, builds, "who builds an image")
 }
 
 // TestComposeDaemon: both copies are the same, hardened, and accept what they are given.
