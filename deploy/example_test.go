@@ -69,6 +69,10 @@ func TestTheExample(t *testing.T) {
 		_, err := get(t, addr, "/readyz", "")
 		return err
 	})
+	doctor := exec.Command(binary, "doctor")
+	doctor.Env = d.environ("orphanwatch")
+	out, err = doctor.CombinedOutput()
+	require.NoError(t, err, "what doctor finds in the stores:\n%s", out)
 	python := "/usr/bin/python3"
 	if p := os.Getenv("ORPHANWATCH_PYTHON"); p != "" {
 		python = p
@@ -168,6 +172,14 @@ func (d *demo) redis(sb *sandbox.Sandbox) *redis.Client {
 	return client
 }
 
+// environ is what a service gets.
+func (d *demo) environ(service string) (env []string) {
+	for name, value := range d.Services[service].Environment {
+		env = append(env, name+"="+d.hosts.Replace(value))
+	}
+	return env
+}
+
 // start starts a program with a service's environment and none of ours, and gives the path of its log.
 func (d *demo) start(service string, argv ...string) (path string) {
 	d.t.Helper()
@@ -176,10 +188,7 @@ func (d *demo) start(service string, argv ...string) (path string) {
 	defer func() { _ = log.Close() }()
 	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = d.dir, log, log
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + d.dir, "PYTHONUNBUFFERED=1", "PYTHONDONTWRITEBYTECODE=1"}
-	for name, value := range d.Services[service].Environment {
-		cmd.Env = append(cmd.Env, name+"="+d.hosts.Replace(value))
-	}
+	cmd.Env = append(d.environ(service), "PATH="+os.Getenv("PATH"), "HOME="+d.dir, "PYTHONUNBUFFERED=1", "PYTHONDONTWRITEBYTECODE=1")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	require.NoError(d.t, cmd.Start())
 	d.t.Cleanup(func() {
