@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -39,9 +40,13 @@ func TestRunsAreRecorded(t *testing.T) {
 	require.NoError(t, err)
 	worker, err := sb.StartWorker(ctx, sandbox.WorkerOptions{Celery: app, Pool: "prefork", Concurrency: 2})
 	require.NoError(t, err)
-	nodes, err := producer.PingWorkers(ctx)
-	require.NoError(t, err)
-	require.Equal(t, []string{worker.Name()}, nodes)
+	sandbox.AwaitTB(t, 20*time.Second, "the worker to answer a ping", func() error {
+		nodes, err := producer.PingWorkers(ctx)
+		if err == nil && !slices.Equal([]string{worker.Name()}, nodes) {
+			err = fmt.Errorf("%v answer", nodes)
+		}
+		return err
+	})
 
 	before := time.Now()
 	ids, err := producer.Send(ctx,

@@ -261,5 +261,5 @@ func TestInstallDeps(t *testing.T) {
 	var exit *exec.ExitError
 	require.ErrorAs(t, err, &exit)
 	require.Equal(t, 1, exit.ExitCode())
-	require.Equal(t, "install-deps.sh: no apt here; please install: redis-server curl postgresql\n", string(out))
+	require.Equal(t, "install-deps.sh: no apt here; please install: redis-server curl systemd postgresql\n", string(out))
 }
