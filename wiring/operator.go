@@ -2,6 +2,7 @@ package wiring
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math"
@@ -22,10 +23,17 @@ type Operator struct {
 	term   func() (term reconciler.Term, ok bool)
 	rows   *postgres.Store
 	checks checks
+	// traces are a command's own.
+	traces *Telemetry
 }
 
-// OpenOperator is one with a reconciler of its own, for a command.
-func OpenOperator(c *Config, log *slog.Logger) (*Operator, error) {
+// OpenOperator is one with a reconciler of its own, for a command. Its traces go where
+// the OTEL_* variables say.
+func OpenOperator(ctx context.Context, c *Config, version Version, log *slog.Logger) (*Operator, error) {
+	traces, _, err := newTraces(ctx, NewInstance(), version, log)
+	if err != nil {
+		return nil, err
+	}
 	stores, err := OpenStores(c, log)
 	if err != nil {
 		return nil, err
@@ -42,7 +50,7 @@ func OpenOperator(c *Config, log *slog.Logger) (*Operator, error) {
 		_ = stores.Close()
 		return nil, err
 	}
-	return &Operator{Stores: stores, Reconciler: r, rows: rows, term: nobody, checks: checks{judge: r.Check}}, nil
+	return &Operator{Stores: stores, Reconciler: r, rows: rows, term: nobody, checks: checks{judge: r.Check}, traces: traces}, nil
 }
 
 func nobody() (term reconciler.Term, ok bool) { return term, false }
@@ -57,12 +65,18 @@ func NewOperator(c *Config, r *reconciler.Reconciler, controller *watcher.Contro
 	return &Operator{Stores: stores, Reconciler: r, term: controller.Term, checks: checks{judge: r.Check}}, nil
 }
 
-// Close ends all connections.
+// Close ends all connections, and exports what is left of a command's traces.
 func (o *Operator) Close() error {
 	if o.rows != nil {
 		o.rows.Close()
 	}
-	return o.Stores.Close()
+	err := o.Stores.Close()
+	if o.traces != nil {
+		ctx, cancel := Bounded(context.Background())
+		defer cancel()
+		err = errors.Join(err, o.traces.Shutdown(ctx))
+	}
+	return err
 }
 
 // begin reads the orders and the guard as they are in Redis, and gives the term in

@@ -30,7 +30,8 @@ import (
 )
 
 // Telemetry is the OpenTelemetry SDK: metrics always for /metrics, traces and
-// metrics to wherever the OTEL_* variables say. A bare start exports nothing.
+// metrics to wherever the OTEL_* variables say. A bare start exports nothing. A
+// command has traces alone.
 type Telemetry struct {
 	registry *prometheus.Registry
 	metrics  *metric.MeterProvider
@@ -40,13 +41,11 @@ type Telemetry struct {
 // NewTelemetry installs the global providers; whatever makes instruments must be
 // made after it.
 func NewTelemetry(ctx context.Context, instance Instance, version Version, log *slog.Logger) (*Telemetry, error) {
-	res, err := resource.New(ctx, resource.WithTelemetrySDK(),
-		resource.WithAttributes(semconv.ServiceName("orphanwatch"), semconv.ServiceVersion(string(version)), semconv.ServiceInstanceID(string(instance))),
-		resource.WithFromEnv())
+	t, res, err := newTraces(ctx, instance, version, log)
 	if err != nil {
-		return nil, fmt.Errorf("telemetry resource: %w", err)
+		return nil, err
 	}
-	t := &Telemetry{registry: prometheus.NewRegistry()}
+	t.registry = prometheus.NewRegistry()
 	t.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	prom, err := promexporter.New(promexporter.WithRegisterer(t.registry), promexporter.WithoutScopeInfo())
 	if err != nil {
@@ -60,20 +59,31 @@ func NewTelemetry(ctx context.Context, instance Instance, version Version, log *
 	}
 	t.metrics = metric.NewMeterProvider(metric.WithResource(res), metric.WithReader(prom), metric.WithReader(reader))
 	otel.SetMeterProvider(t.metrics)
+	return t, nil
+}
 
+// newTraces installs the global provider of traces.
+func newTraces(ctx context.Context, instance Instance, version Version, log *slog.Logger) (*Telemetry, *resource.Resource, error) {
+	res, err := resource.New(ctx, resource.WithTelemetrySDK(),
+		resource.WithAttributes(semconv.ServiceName("orphanwatch"), semconv.ServiceVersion(string(version)), semconv.ServiceInstanceID(string(instance))),
+		resource.WithFromEnv())
+	if err != nil {
+		return nil, nil, fmt.Errorf("telemetry resource: %w", err)
+	}
+	t := &Telemetry{}
 	exporter, err := autoexport.NewSpanExporter(ctx, autoexport.WithFallbackSpanExporter(func(context.Context) (trace.SpanExporter, error) {
 		return noSpans{}, nil
 	}))
 	if err != nil {
-		return nil, fmt.Errorf("OTEL_TRACES_EXPORTER: %w", err)
+		return nil, nil, fmt.Errorf("OTEL_TRACES_EXPORTER: %w", err)
 	}
 	otel.SetTextMapPropagator(propagation.TraceContext{})
 	if _, none := exporter.(noSpans); none || autoexport.IsNoneSpanExporter(exporter) {
-		return t, nil
+		return t, res, nil
 	}
 	t.traces = trace.NewTracerProvider(trace.WithResource(res), trace.WithSpanProcessor(newSpanGate(exporter, log)))
 	otel.SetTracerProvider(t.traces)
-	return t, nil
+	return t, res, nil
 }
 
 // storeAttributes are what spans tell of the stores.
@@ -123,7 +133,10 @@ func (t *Telemetry) Shutdown(ctx context.Context) error {
 	if t.traces != nil {
 		err = t.traces.Shutdown(ctx)
 	}
-	return errors.Join(err, t.metrics.Shutdown(ctx))
+	if t.metrics != nil {
+		err = errors.Join(err, t.metrics.Shutdown(ctx))
+	}
+	return err
 }
 
 // traced adds the ids of the trace to the lines that are logged within one.

@@ -22,7 +22,7 @@ insert is not committed yet does not exist yet.`,
   orphanwatch check 5f0c6b0e-8f0a-4c39-9d2b-7b6f3a1c2d4e --key 42`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			o, err := c.operator()
+			o, err := c.operator(cmd.Context())
 			if err != nil {
 				return err
 			}

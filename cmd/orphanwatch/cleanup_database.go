@@ -27,7 +27,7 @@ orphaned; --force goes past that.`,
 	}
 	u := c.cleanupFlags(cmd, true)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		o, err := c.operator()
+		o, err := c.operator(cmd.Context())
 		if err != nil {
 			return err
 		}

@@ -29,7 +29,7 @@ asks; elsewhere it needs --yes.`,
 		if err := checkHours(cmd, hours); err != nil {
 			return err
 		}
-		o, err := c.operator()
+		o, err := c.operator(cmd.Context())
 		if err != nil {
 			return err
 		}

@@ -29,7 +29,7 @@ On a terminal it shows what it found and asks; elsewhere it needs --yes.`,
 	}
 	u := c.cleanupFlags(cmd, true)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		o, err := c.operator()
+		o, err := c.operator(cmd.Context())
 		if err != nil {
 			return err
 		}

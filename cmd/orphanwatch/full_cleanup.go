@@ -30,7 +30,7 @@ The daemon does it by itself every policy.full_cleanup_interval.`,
 		if err := checkHours(cmd, hours); err != nil {
 			return err
 		}
-		o, err := c.operator()
+		o, err := c.operator(cmd.Context())
 		if err != nil {
 			return err
 		}

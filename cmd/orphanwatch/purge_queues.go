@@ -36,7 +36,7 @@ it finishes all the same. Bindings are not touched.`,
 	cmd.Flags().StringSliceVar(&queues, "queue", nil, "only these queues (default: all)")
 	cmd.Flags().BoolVar(&unacked, "include-unacked", false, "also messages that workers hold")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		o, err := c.operator()
+		o, err := c.operator(cmd.Context())
 		if err != nil {
 			return err
 		}

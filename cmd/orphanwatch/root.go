@@ -182,13 +182,13 @@ func (c *cli) stores() (*wiring.Config, *wiring.Stores, error) {
 
 // operator is stores with the reconciler; the caller closes it. What it warns of is
 // told on stderr.
-func (c *cli) operator() (*wiring.Operator, error) {
+func (c *cli) operator(ctx context.Context) (*wiring.Operator, error) {
 	config, err := c.load()
 	if err != nil {
 		return nil, err
 	}
 	log := slog.New(slog.NewTextHandler(c.err, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	o, err := wiring.OpenOperator(config, log)
+	o, err := wiring.OpenOperator(ctx, config, wiring.Version(version), log)
 	if err != nil {
 		return nil, usageError{err}
 	}

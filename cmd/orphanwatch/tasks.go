@@ -29,7 +29,7 @@ keys come and go meanwhile.`,
   orphanwatch tasks -o json | jq -r '.tasks[] | select(.verdict == "unknown") | .key'
   orphanwatch tasks --orphaned --exit-code > /dev/null || echo "there are some"`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			o, err := c.operator()
+			o, err := c.operator(cmd.Context())
 			if err != nil {
 				return err
 			}
