@@ -30,6 +30,9 @@ type demo struct {
 	Services map[string]struct {
 		Command     []string          `yaml:"command"`
 		Environment map[string]string `yaml:"environment"`
+		Healthcheck struct {
+			Test []string `yaml:"test"`
+		} `yaml:"healthcheck"`
 	}
 	hosts *strings.Replacer
 	dir   string // where the example's image has its files
@@ -65,14 +68,18 @@ func TestTheExample(t *testing.T) {
 	)
 
 	d.start("orphanwatch", binary, "run")
-	await(t, 30*time.Second, "the daemon to be ready", func() error {
-		_, err := get(t, addr, "/readyz", "")
-		return err
-	})
-	doctor := exec.Command(binary, "doctor")
-	doctor.Env = d.environ("orphanwatch")
-	out, err = doctor.CombinedOutput()
-	require.NoError(t, err, "what doctor finds in the stores:\n%s", out)
+	command := func(args ...string) error {
+		cmd := exec.Command(binary, args...)
+		cmd.Env = d.environ("orphanwatch")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	}
+	health := d.Services["orphanwatch"].Healthcheck.Test
+	require.Equal(t, []string{"CMD", "orphanwatch"}, health[:2])
+	await(t, 30*time.Second, "the daemon to be healthy", func() error { return command(health[2:]...) })
+	require.NoError(t, command("doctor"), "both stores have all that doctor looks for")
 	python := "/usr/bin/python3"
 	if p := os.Getenv("ORPHANWATCH_PYTHON"); p != "" {
 		python = p
