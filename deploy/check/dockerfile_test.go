@@ -158,6 +158,11 @@ func TestTheImage(t *testing.T) {
 	require.Equal(t, []string{"8000"}, last[*instructions.ExposeCommand](t, image).Ports)
 	require.Equal(t, []string{"run"}, command.CmdLine)
 	require.Equal(t, []string{"health"}, health[2:])
+	for _, name := range []string{"run", "health"} {
+		out, err := exec.Command(binary, name, "--help").CombinedOutput()
+		require.NoError(t, err, string(out))
+		require.Contains(t, string(out), "orphanwatch "+name+" [flags]", "the program has such a command")
+	}
 }
 
 // TestExampleRequirements: every package of the example has one version.
