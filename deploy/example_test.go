@@ -49,7 +49,7 @@ func TestTheExample(t *testing.T) {
 		require.NoError(t, os.WriteFile(filepath.Join(d.dir, filepath.Base(file)), text, 0o600))
 	}
 	binary := filepath.Join(t.TempDir(), "orphanwatch")
-	out, err := exec.Command("go", "build", "-o", binary, "../cmd/orphanwatch").CombinedOutput()
+	out, err := exec.Command("go", "build", "-buildvcs=false", "-o", binary, "../cmd/orphanwatch").CombinedOutput()
 	require.NoError(t, err, string(out))
 
 	sb := d.stores()
