@@ -217,7 +217,7 @@ func childBeforeParent(t *testing.T, h *household) {
 			case 1:
 				child = fmt.Sprintf(`BEGIN; SAVEPOINT a; INSERT INTO logs (task, note) VALUES (%d, 'new'); RELEASE a; COMMIT`, id)
 			case 2:
-				child = fmt.Sprintf(`UPDATE logs SET task = %d, note = 'new' WHERE id = %d`, id, 60_000+1+id%50_000)
+				child = fmt.Sprintf(`UPDATE logs SET task = %d, note = 'new' WHERE id = %d AND note IS NULL`, id, 60_000+1+id%50_000)
 			}
 			tag, err := conn.Exec(context.Background(), child)
 			if err != nil {
