@@ -88,3 +88,20 @@ func TestALeaderIsNewerThanTheBrokerKnows(t *testing.T) {
 	require.NoError(t, err)
 	require.NotEmpty(t, state.Resync, "the order is for the newest leader")
 }
+
+// A leader that was stopped says that it leads until it has learned that it was replaced.
+func TestTheNewestLeaderIsTheLeader(t *testing.T) {
+	t.Parallel()
+	client := sandbox.NewRedis(t).Client(0)
+	t.Cleanup(func() { _ = client.Close() })
+	stores := wiring.Stores{Celery: celery.New(celery.Options{Client: client})}
+	for instance, body := range map[string]string{
+		"a": `{"instance":"a","role":"leader","epoch":7}`, "b": `{"instance":"b","role":"leader","epoch":8}`, "c": `{"instance":"c","role":"standby","epoch":9}`,
+	} {
+		require.NoError(t, stores.Celery.PublishStatus(t.Context(), instance, []byte(body), time.Minute))
+	}
+	daemons, err := stores.Daemons(t.Context())
+	require.NoError(t, err)
+	report := wiring.Report{Daemons: daemons}
+	require.Equal(t, "b", report.Leader().Instance)
+}
