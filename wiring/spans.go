@@ -18,7 +18,8 @@ const (
 	// spanPatience is how long reconciling may wait for an exporter that keeps up with
 	// its work, but not with ours. One that fails is not waited for.
 	spanPatience = time.Second
-	// spanComplaints is the least time between two log lines about lost spans.
+	// spanComplaints is the least time between two log lines about lost spans, and two about
+	// exporters that fail.
 	spanComplaints = time.Minute
 )
 

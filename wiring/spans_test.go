@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -70,4 +71,19 @@ func TestSpanGate(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A collector that is away is told in the log, as the other lines are, and not with each batch.
+func TestExportErrorsAreLogged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out strings.Builder
+		errs := exportErrors{log: slog.New(slog.NewJSONHandler(&out, nil))}
+		for range 3 {
+			errs.Handle(errors.New("refused"))
+		}
+		require.Equal(t, 1, strings.Count(out.String(), `"error":"refused"`), out.String())
+		time.Sleep(spanComplaints + time.Second)
+		errs.Handle(errors.New("refused"))
+		require.Equal(t, 2, strings.Count(out.String(), `"error":"refused"`), out.String())
+	})
 }
