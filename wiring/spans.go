@@ -15,9 +15,10 @@ const (
 	// most: those that had been started by then, of whole batches.
 	spanQueue = 8192
 	spanLimit = 4 * spanQueue
-	// spanPatience is how long reconciling may wait for an exporter that keeps up with
-	// its work, but not with ours. One that fails is not waited for.
-	spanPatience = time.Second
+	// spanPatience is how long reconciling may wait in all, the workers' waits added, for an
+	// exporter that keeps up with its work, but not with ours: until it has caught up, spans
+	// are lost then, and no removal is late. One that fails is not waited for.
+	spanPatience = 3 * time.Second
 	// spanComplaints is the least time between two log lines about lost spans, and two about
 	// exporters that fail.
 	spanComplaints = time.Minute
@@ -34,6 +35,8 @@ type spanGate struct {
 	mu      sync.Mutex
 	pending int
 	failing bool
+	// waited is the patience that is used up, until half of what waits has left.
+	waited time.Duration
 	// moved is closed, and made anew, whenever pending or failing change for the better.
 	moved   chan struct{}
 	dropped int64
@@ -61,27 +64,21 @@ func (g *spanGate) OnEnd(s trace.ReadOnlySpan) {
 	}
 }
 
-// wait lasts until few spans wait, for as long as there is hope.
+// wait lasts until few spans wait, for as long as there is hope, and patience is left.
 func (g *spanGate) wait() {
-	var patience <-chan time.Time
-	for {
-		g.mu.Lock()
-		moved, waits := g.moved, g.pending >= spanQueue && !g.failing
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for g.pending >= spanQueue && !g.failing && g.waited < spanPatience {
+		moved, began := g.moved, time.Now()
+		patience := time.NewTimer(spanPatience - g.waited)
 		g.mu.Unlock()
-		if !waits {
-			return
-		}
-		if patience == nil {
-			patience = time.After(spanPatience)
-		}
 		select {
 		case <-moved:
-		case <-patience:
-			g.mu.Lock()
-			g.failing = true // until something has been exported: the next ones do not wait
-			g.mu.Unlock()
-			return
+		case <-patience.C:
 		}
+		patience.Stop()
+		g.mu.Lock()
+		g.waited += time.Since(began)
 	}
 }
 
@@ -89,7 +86,7 @@ func (g *spanGate) wait() {
 func (g *spanGate) enter() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.pending < spanQueue || !g.failing && g.pending < spanLimit {
+	if g.pending < spanQueue || !g.failing && g.waited < spanPatience && g.pending < spanLimit {
 		g.pending++
 		return true
 	}
@@ -107,6 +104,9 @@ func (g *spanGate) exported(n int, err error) {
 	defer g.mu.Unlock()
 	g.pending -= n
 	g.failing = err != nil
+	if g.pending <= spanQueue/2 {
+		g.waited = 0
+	}
 	close(g.moved)
 	g.moved = make(chan struct{})
 }

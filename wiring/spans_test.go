@@ -45,6 +45,7 @@ func TestSpanGate(t *testing.T) {
 		lost     bool
 	}{
 		"an exporter that works": {&slowExporter{takes: 10 * time.Millisecond}, burst / 512 * 10 * time.Millisecond, false},
+		"one that is slow":       {&slowExporter{takes: 500 * time.Millisecond}, spanPatience, true},
 		"one that fails":         {&slowExporter{takes: 10 * time.Millisecond, err: errors.New("refused")}, spanPatience, true},
 		"one that hangs":         {&slowExporter{takes: time.Hour}, spanPatience, true},
 	} {
