@@ -15,10 +15,10 @@ const (
 	// most: those that had been started by then, of whole batches.
 	spanQueue = 8192
 	spanLimit = 4 * spanQueue
-	// spanPatience is how long reconciling may wait in all, the workers' waits added, for an
-	// exporter that keeps up with its work, but not with ours: until it has caught up, spans
-	// are lost then, and no removal is late. One that fails is not waited for.
-	spanPatience = 3 * time.Second
+	// spanPatience is how long reconciling may be held up in all by an exporter that keeps
+	// up with its work, but not with ours: then, until it has caught up, spans are lost, and
+	// no removal is late. One that fails is not waited for.
+	spanPatience = 4 * time.Second
 	// spanComplaints is the least time between two log lines about lost spans, and two about
 	// exporters that fail.
 	spanComplaints = time.Minute
@@ -35,8 +35,11 @@ type spanGate struct {
 	mu      sync.Mutex
 	pending int
 	failing bool
-	// waited is the patience that is used up, until half of what waits has left.
-	waited time.Duration
+	// waited is the patience that is used up, until half of what waits has left; waiting
+	// are there since.
+	waited  time.Duration
+	waiting int
+	since   time.Time
 	// moved is closed, and made anew, whenever pending or failing change for the better.
 	moved   chan struct{}
 	dropped int64
@@ -68,9 +71,11 @@ func (g *spanGate) OnEnd(s trace.ReadOnlySpan) {
 func (g *spanGate) wait() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for g.pending >= spanQueue && !g.failing && g.waited < spanPatience {
-		moved, began := g.moved, time.Now()
-		patience := time.NewTimer(spanPatience - g.waited)
+	for g.pending >= spanQueue && !g.failing && g.patience() > 0 {
+		moved, patience := g.moved, time.NewTimer(g.patience())
+		if g.waiting++; g.waiting == 1 {
+			g.since = time.Now()
+		}
 		g.mu.Unlock()
 		select {
 		case <-moved:
@@ -78,15 +83,26 @@ func (g *spanGate) wait() {
 		}
 		patience.Stop()
 		g.mu.Lock()
-		g.waited += time.Since(began)
+		if g.waiting--; g.waiting == 0 {
+			g.waited += time.Since(g.since)
+		}
 	}
+}
+
+// patience is what is left of it; the lock is held.
+func (g *spanGate) patience() time.Duration {
+	left := spanPatience - g.waited
+	if g.waiting > 0 {
+		left -= time.Since(g.since)
+	}
+	return left
 }
 
 // enter counts a span, and tells whether there is room for it.
 func (g *spanGate) enter() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.pending < spanQueue || !g.failing && g.waited < spanPatience && g.pending < spanLimit {
+	if g.pending < spanQueue || !g.failing && g.patience() > 0 && g.pending < spanLimit {
 		g.pending++
 		return true
 	}
