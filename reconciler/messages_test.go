@@ -211,7 +211,7 @@ func TestAMessagePoppedMeanwhile(t *testing.T) {
 
 func TestRefusals(t *testing.T) {
 	for _, by := range []string{"bury", "pull"} {
-		for status, want := range map[RemoveStatus]HeldBy{Paused: HeldByPause, Held: HeldByRestore} {
+		for status, want := range map[RemoveStatus]HeldBy{Paused: HeldByPause, Held: HeldByRestore, Late: HeldByChange} {
 			t.Run(fmt.Sprint(by, " ", status), func(t *testing.T) {
 				w := newWorld(t, scans)
 				w.put("unacked a scan", "messages b scan")
@@ -221,7 +221,7 @@ func TestRefusals(t *testing.T) {
 				for _, v := range verdicts {
 					require.Equal(t, want, v.HeldBy)
 					_, again := v.Again()
-					require.Equal(t, status == Paused, again)
+					require.Equal(t, status != Held, again)
 					require.Empty(t, v.Removed)
 				}
 				require.Len(t, w.holds(), 2)

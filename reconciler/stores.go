@@ -128,6 +128,8 @@ type Burial struct {
 	Record Record
 	// Revoke asks for the right to revoke it, which is given once.
 	Revoke bool
+	// Looked is when its row was read, as Removal.Looked.
+	Looked time.Time
 	// Count is what has been removed since the record was written; then nothing but
 	// that is noted.
 	Count map[ArtifactKind]int
@@ -136,7 +138,7 @@ type Burial struct {
 	Heard *int
 }
 
-// Buried is the answer: Removed where the record is written, Stale, Paused or Held.
+// Buried is the answer: Removed where the record is written, Stale, Paused, Late or Held.
 type Buried struct {
 	Status RemoveStatus
 	// Revoke: it is to be revoked now.

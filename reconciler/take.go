@@ -104,7 +104,7 @@ func (r *Reconciler) takePage(ctx context.Context, term Term, units []*unit, rev
 			continue
 		}
 		taken = append(taken, u)
-		burials = append(burials, Burial{Task: u.look.Subject, Record: r.record(u, spans[u.of], r.Now()), Revoke: may})
+		burials = append(burials, Burial{Task: u.look.Subject, Record: r.record(u, spans[u.of], r.Now()), Revoke: may, Looked: u.looked})
 	}
 	if len(taken) == 0 {
 		return nil

@@ -54,7 +54,7 @@ const (
 type state struct {
 	mu         sync.Mutex
 	role       string
-	tookOver   bool // from another copy, in this term
+	tookOver   bool // the slot, from another copy
 	epoch      uint64
 	holder     string
 	since      time.Time
@@ -70,17 +70,22 @@ type state struct {
 	ended string
 }
 
-// hold: the slot is held, and these fill, though this copy does not lead yet.
+// hold: the slot is held, and these fill, though this copy does not lead yet. It does not
+// stand by any more: while Redis is away it cannot claim the lead, and nobody else can.
 func (s *state) hold(queue, messages *Queue) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.tookOver = s.role == RoleStandby; s.tookOver {
+		s.left = s.waiting(time.Now())
+		s.role, s.holder, s.since = RoleStarting, "", time.Now()
+	}
 	s.queue, s.messages = queue, messages
 }
 
 func (s *state) lead(term reconciler.Term) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.term, s.tookOver = term, s.role == RoleStandby
+	s.term = term
 	s.role, s.epoch, s.holder, s.since, s.fails = RoleLeader, term.Epoch, "", time.Now(), ""
 }
 
@@ -218,8 +223,8 @@ func (c *Controller) Status() Status {
 	return st
 }
 
-// takeOver is for how long a copy that has stood by, and leads now, is ready while it
-// subscribes: in a rolling update there is no other that would be.
+// takeOver is for how long a copy that has stood by, and holds the slot now, is ready while
+// it claims the lead, and then while it subscribes: in a rolling update there is no other that would be.
 const takeOver = 10 * time.Second
 
 // Ready tells whether the sources are subscribed, or the copy stands by, and why not.
@@ -230,6 +235,8 @@ func (c *Controller) Ready() (ok bool, why string) {
 	switch {
 	case s.role == RoleStandby:
 		return true, "standby: " + s.holder + " leads"
+	case s.role != RoleLeader && s.queue != nil:
+		return s.tookOver && time.Since(s.since) < takeOver, "the replication slot is held, and the lead not claimed in Redis yet"
 	case s.role != RoleLeader:
 		why = "the replication slot is not held yet"
 		if s.ended != "" {

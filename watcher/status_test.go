@@ -50,6 +50,11 @@ func TestTheOldestIsTrueWhileNothingMoves(t *testing.T) {
 		age(2 * time.Minute)
 		time.Sleep(ownHolder + time.Second)
 		age(0)
+		time.Sleep(time.Hour)
+		c.state.hold(NewQueue(10), NewQueue(10)) // the others have done it
+		age(0)
+		c.state.lead(reconciler.Term{Epoch: 9})
+		age(0)
 	})
 }
 
@@ -75,6 +80,10 @@ func TestReadyWhileItTakesOver(t *testing.T) {
 		ready(false, "not held yet")
 		c.state.standby("another")
 		ready(true, "another leads")
+		c.state.hold(NewQueue(10), NewQueue(10))
+		ready(true, "not claimed")
+		time.Sleep(takeOver + time.Second)
+		ready(false, "not claimed") // Redis is away, and nobody leads
 		c.state.lead(reconciler.Term{Epoch: 3})
 		c.state.report(SourceRedis, Health{Err: "refused"})
 		ready(true, "not subscribed to Redis yet; redis is not subscribed: refused")

@@ -75,6 +75,19 @@ func (d *Desk) ClaimEpoch(ctx context.Context) (uint64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("record the database's identity: %w", err)
 	}
+	// The broker may be another server, which remembers more than that of the results.
+	known, err := d.Broker.Epoch(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("ask the broker for the epoch: %w", err)
+	}
+	d.epoch, err = d.Store.ClaimEpoch(ctx, max(d.epoch, known))
+	if err != nil {
+		return 0, fmt.Errorf("claim the epoch: %w", err)
+	}
+	if err := d.Broker.SetEpoch(ctx, d.epoch); err != nil {
+		return 0, fmt.Errorf("tell the broker the epoch: %w", err)
+	}
+	// Only now: from here on the one before can save no other.
 	kept, err := d.Store.LoadGuard(ctx)
 	if err != nil {
 		return 0, fmt.Errorf("load the guard: %w", err)
@@ -90,18 +103,6 @@ func (d *Desk) ClaimEpoch(ctx context.Context) (uint64, error) {
 		d.Reconciler.Guard.Load(trip)
 	}
 	d.saved = kept
-	// The broker may be another server, which remembers more than that of the results.
-	known, err := d.Broker.Epoch(ctx)
-	if err != nil {
-		return 0, fmt.Errorf("ask the broker for the epoch: %w", err)
-	}
-	d.epoch, err = d.Store.ClaimEpoch(ctx, max(d.epoch, known))
-	if err != nil {
-		return 0, fmt.Errorf("claim the epoch: %w", err)
-	}
-	if err := d.Broker.SetEpoch(ctx, d.epoch); err != nil {
-		return 0, fmt.Errorf("tell the broker the epoch: %w", err)
-	}
 	return d.epoch, nil
 }
 
@@ -128,7 +129,7 @@ func (d *Desk) Orders(ctx context.Context) (resync string, err error) {
 		if trip := guard.Tripped(); trip != nil {
 			identity, err := d.Tables.Identity(ctx)
 			if err == nil {
-				err = d.Store.SetIdentity(ctx, identity)
+				err = d.Store.SetIdentity(ctx, d.epoch, identity)
 			}
 			if err != nil {
 				return "", fmt.Errorf("accept the database's identity: %w", err)
@@ -142,10 +143,10 @@ func (d *Desk) Orders(ctx context.Context) (resync string, err error) {
 	}
 	// Taken only now: an order that could not be carried out is there the next time.
 	if state.Resync != "" {
-		_, err = d.Store.TakeResync(ctx)
+		_, err = d.Store.TakeResync(ctx, d.epoch)
 	}
 	if state.Accept != "" && err == nil {
-		_, err = d.Store.TakeAccept(ctx)
+		_, err = d.Store.TakeAccept(ctx, d.epoch)
 	}
 	if err != nil {
 		return "", fmt.Errorf("take orders: %w", err)
@@ -171,7 +172,7 @@ func (d *Desk) keepGuard(ctx context.Context) (tripped bool, err error) {
 		return false, nil
 	}
 	d.unsaved = true
-	if err := d.Store.SaveGuard(ctx, state); err != nil {
+	if err := d.Store.SaveGuard(ctx, d.epoch, state); err != nil {
 		return false, fmt.Errorf("keep the guard: %w", err)
 	}
 	tripped = len(d.saved) == 0 && len(state) > 0

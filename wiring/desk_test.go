@@ -3,9 +3,11 @@ package wiring_test
 import (
 	"context"
 	"log/slog"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
 	"github.com/orphanwatch/orphanwatch/deploy/sandbox"
@@ -13,6 +15,47 @@ import (
 	"github.com/orphanwatch/orphanwatch/reconciler/celery"
 	"github.com/orphanwatch/orphanwatch/wiring"
 )
+
+// meanwhile is what the leader of before does just before a script is run.
+type meanwhile struct {
+	redis.Hook
+	do func()
+}
+
+func (m meanwhile) DialHook(next redis.DialHook) redis.DialHook          { return next }
+func (m meanwhile) ProcessHook(next redis.ProcessHook) redis.ProcessHook { return next }
+func (m meanwhile) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return func(ctx context.Context, cmds []redis.Cmder) error {
+		if cmds[len(cmds)-1].Name() == "evalsha" {
+			m.do()
+		}
+		return next(ctx, cmds)
+	}
+}
+
+// The guard that trips in the last moment of one leader holds in the next one.
+func TestTheGuardIsHandedOver(t *testing.T) {
+	t.Parallel()
+	server := sandbox.NewRedis(t)
+	client, other := server.Client(0), server.Client(0)
+	t.Cleanup(func() { _, _ = client.Close(), other.Close() })
+	last := celery.New(celery.Options{Client: other})
+	epoch, err := last.ClaimEpoch(t.Context(), 0)
+	require.NoError(t, err)
+	client.AddHook(meanwhile{do: sync.OnceFunc(func() {
+		require.NoError(t, last.SaveGuard(t.Context(), epoch, []byte(`{"reason":"a table is empty"}`)))
+	})})
+	guard := reconciler.NewGuard(reconciler.Policy{}, nil, time.Now)
+	desk := wiring.Desk{
+		Store: celery.New(celery.Options{Client: client}), Broker: celery.NewBroker(celery.BrokerOptions{Client: client}),
+		Tables: oneDatabase{}, Log: slog.New(slog.DiscardHandler),
+		Reconciler: &reconciler.Reconciler{Options: reconciler.Options{Guard: guard}},
+	}
+	_, err = desk.ClaimEpoch(t.Context())
+	require.NoError(t, err)
+	require.NotNil(t, guard.Tripped())
+	require.ErrorIs(t, last.SaveGuard(t.Context(), epoch, nil), reconciler.ErrStale)
+}
 
 type oneDatabase struct{ reconciler.Tables }
 
@@ -44,4 +87,21 @@ func TestALeaderIsNewerThanTheBrokerKnows(t *testing.T) {
 	state, err := desk.Store.State(t.Context())
 	require.NoError(t, err)
 	require.NotEmpty(t, state.Resync, "the order is for the newest leader")
+}
+
+// A leader that was stopped says that it leads until it has learned that it was replaced.
+func TestTheNewestLeaderIsTheLeader(t *testing.T) {
+	t.Parallel()
+	client := sandbox.NewRedis(t).Client(0)
+	t.Cleanup(func() { _ = client.Close() })
+	stores := wiring.Stores{Celery: celery.New(celery.Options{Client: client})}
+	for instance, body := range map[string]string{
+		"a": `{"instance":"a","role":"leader","epoch":7}`, "b": `{"instance":"b","role":"leader","epoch":8}`, "c": `{"instance":"c","role":"standby","epoch":9}`,
+	} {
+		require.NoError(t, stores.Celery.PublishStatus(t.Context(), instance, []byte(body), time.Minute))
+	}
+	daemons, err := stores.Daemons(t.Context())
+	require.NoError(t, err)
+	report := wiring.Report{Daemons: daemons}
+	require.Equal(t, "b", report.Leader().Instance)
 }

@@ -210,7 +210,8 @@ func TripOf(state ControlState) (*reconciler.Trip, error) {
 }
 
 // Daemons are the copies that have published their state in the last seconds,
-// the leader first.
+// the leader first; of two, the newest: one that was stopped and replaced may say for a
+// moment that it still is.
 func (s *Stores) Daemons(ctx context.Context) ([]DaemonStatus, error) {
 	all, err := s.Celery.ReadStatus(ctx)
 	if err != nil {
@@ -228,7 +229,7 @@ func (s *Stores) Daemons(ctx context.Context) ([]DaemonStatus, error) {
 		return slices.Index([]string{watcher.RoleLeader, watcher.RoleStandby, watcher.RoleStarting}, d.Role)
 	}
 	slices.SortFunc(daemons, func(a, b DaemonStatus) int {
-		return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.Instance, b.Instance))
+		return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(b.Epoch, a.Epoch), cmp.Compare(a.Instance, b.Instance))
 	})
 	return daemons, nil
 }

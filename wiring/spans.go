@@ -15,10 +15,12 @@ const (
 	// most: those that had been started by then, of whole batches.
 	spanQueue = 8192
 	spanLimit = 4 * spanQueue
-	// spanPatience is how long reconciling may wait for an exporter that keeps up with
-	// its work, but not with ours. One that fails is not waited for.
-	spanPatience = time.Second
-	// spanComplaints is the least time between two log lines about lost spans.
+	// spanPatience is how long reconciling may be held up in all by an exporter that keeps
+	// up with its work, but not with ours: then, until it has caught up, spans are lost, and
+	// no removal is late. One that fails is not waited for.
+	spanPatience = 4 * time.Second
+	// spanComplaints is the least time between two log lines about lost spans, and two about
+	// exporters that fail.
 	spanComplaints = time.Minute
 )
 
@@ -33,6 +35,11 @@ type spanGate struct {
 	mu      sync.Mutex
 	pending int
 	failing bool
+	// waited is the patience that is used up, until half of what waits has left; waiting
+	// are there since.
+	waited  time.Duration
+	waiting int
+	since   time.Time
 	// moved is closed, and made anew, whenever pending or failing change for the better.
 	moved   chan struct{}
 	dropped int64
@@ -60,35 +67,42 @@ func (g *spanGate) OnEnd(s trace.ReadOnlySpan) {
 	}
 }
 
-// wait lasts until few spans wait, for as long as there is hope.
+// wait lasts until few spans wait, for as long as there is hope, and patience is left.
 func (g *spanGate) wait() {
-	var patience <-chan time.Time
-	for {
-		g.mu.Lock()
-		moved, waits := g.moved, g.pending >= spanQueue && !g.failing
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for g.pending >= spanQueue && !g.failing && g.patience() > 0 {
+		moved, patience := g.moved, time.NewTimer(g.patience())
+		if g.waiting++; g.waiting == 1 {
+			g.since = time.Now()
+		}
 		g.mu.Unlock()
-		if !waits {
-			return
-		}
-		if patience == nil {
-			patience = time.After(spanPatience)
-		}
 		select {
 		case <-moved:
-		case <-patience:
-			g.mu.Lock()
-			g.failing = true // until something has been exported: the next ones do not wait
-			g.mu.Unlock()
-			return
+		case <-patience.C:
+		}
+		patience.Stop()
+		g.mu.Lock()
+		if g.waiting--; g.waiting == 0 {
+			g.waited += time.Since(g.since)
 		}
 	}
+}
+
+// patience is what is left of it; the lock is held.
+func (g *spanGate) patience() time.Duration {
+	left := spanPatience - g.waited
+	if g.waiting > 0 {
+		left -= time.Since(g.since)
+	}
+	return left
 }
 
 // enter counts a span, and tells whether there is room for it.
 func (g *spanGate) enter() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.pending < spanQueue || !g.failing && g.pending < spanLimit {
+	if g.pending < spanQueue || !g.failing && g.patience() > 0 && g.pending < spanLimit {
 		g.pending++
 		return true
 	}
@@ -106,6 +120,9 @@ func (g *spanGate) exported(n int, err error) {
 	defer g.mu.Unlock()
 	g.pending -= n
 	g.failing = err != nil
+	if g.pending <= spanQueue/2 {
+		g.waited = 0
+	}
 	close(g.moved)
 	g.moved = make(chan struct{})
 }

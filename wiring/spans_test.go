@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -44,6 +45,7 @@ func TestSpanGate(t *testing.T) {
 		lost     bool
 	}{
 		"an exporter that works": {&slowExporter{takes: 10 * time.Millisecond}, burst / 512 * 10 * time.Millisecond, false},
+		"one that is slow":       {&slowExporter{takes: 500 * time.Millisecond}, spanPatience, true},
 		"one that fails":         {&slowExporter{takes: 10 * time.Millisecond, err: errors.New("refused")}, spanPatience, true},
 		"one that hangs":         {&slowExporter{takes: time.Hour}, spanPatience, true},
 	} {
@@ -70,4 +72,19 @@ func TestSpanGate(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A collector that is away is told in the log, as the other lines are, and not with each batch.
+func TestExportErrorsAreLogged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out strings.Builder
+		errs := exportErrors{log: slog.New(slog.NewJSONHandler(&out, nil))}
+		for range 3 {
+			errs.Handle(errors.New("refused"))
+		}
+		require.Equal(t, 1, strings.Count(out.String(), `"error":"refused"`), out.String())
+		time.Sleep(spanComplaints + time.Second)
+		errs.Handle(errors.New("refused"))
+		require.Equal(t, 2, strings.Count(out.String(), `"error":"refused"`), out.String())
+	})
 }

@@ -8,6 +8,8 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"sync"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/prometheus/client_golang/prometheus"
@@ -70,6 +72,7 @@ func newTraces(ctx context.Context, instance Instance, version Version, log *slo
 	if err != nil {
 		return nil, nil, fmt.Errorf("telemetry resource: %w", err)
 	}
+	otel.SetErrorHandler(&exportErrors{log: log})
 	t := &Telemetry{}
 	exporter, err := autoexport.NewSpanExporter(ctx, autoexport.WithFallbackSpanExporter(func(context.Context) (trace.SpanExporter, error) {
 		return noSpans{}, nil
@@ -113,6 +116,25 @@ func storeAttributes(c *Config) (reconciler.Stores, error) {
 		Rows:    []attribute.KeyValue{semconv.ServerAddress(db.Host), semconv.ServerPort(int(db.Port)), semconv.DBNamespace(db.Database)},
 		Results: ofRedis(results), Broker: ofRedis(broker),
 	}, nil
+}
+
+// exportErrors logs what keeps the exporters from their work, now and then: a collector that
+// is away says so with each batch. OpenTelemetry's own handler writes lines of another form
+// to stderr.
+type exportErrors struct {
+	log  *slog.Logger
+	mu   sync.Mutex
+	said time.Time
+}
+
+// Handle is otel.ErrorHandler's.
+func (e *exportErrors) Handle(err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if time.Since(e.said) > spanComplaints {
+		e.said = time.Now()
+		e.log.Warn("telemetry cannot be exported: see the OTEL_* variables, and the collector", "error", err)
+	}
 }
 
 // noSpans is where nothing is configured.

@@ -21,9 +21,13 @@ func (s *Store) Bury(ctx context.Context, epoch uint64, burials []reconciler.Bur
 	for len(burials) > 0 {
 		now := burials[:min(removeCalls, len(burials))]
 		burials = burials[len(now):]
+		deadline, err := s.clock.deadlines(ctx, s.client)
+		if err != nil {
+			return nil, failed("write records", err)
+		}
 		calls := make([]call, len(now))
 		for i, b := range now {
-			calls[i] = s.burial(epoch, b)
+			calls[i] = s.burial(epoch, b, deadline(b.Looked))
 		}
 		replies, err := buryScript.run(ctx, s.client, calls)
 		if err != nil {
@@ -33,6 +37,9 @@ func (s *Store) Bury(ctx context.Context, epoch uint64, burials []reconciler.Bur
 			answer, err := buried(reply)
 			if err != nil {
 				return nil, failed("write records", err)
+			}
+			if answer.Status == reconciler.Late {
+				s.clock.forget()
 			}
 			answers = append(answers, answer)
 		}
@@ -46,15 +53,15 @@ func (s *Store) Bury(ctx context.Context, epoch uint64, burials []reconciler.Bur
 	return answers, nil
 }
 
-func (s *Store) burial(epoch uint64, b reconciler.Burial) call {
+func (s *Store) burial(epoch uint64, b reconciler.Burial, deadline int64) call {
 	id := s.Keys.recordID(b.Task)
 	revoke := ""
 	if b.Revoke {
 		revoke = "1"
 	}
-	args := []any{epoch, max(s.remember(), buryAtLeast).Milliseconds(), id, string(b.Record.Evidence), revoke, nil}
+	args := []any{epoch, max(s.remember(), buryAtLeast).Milliseconds(), id, string(b.Record.Evidence), revoke, deadline, nil}
 	args = appendFields(args, b.Task.ID, b.Record)
-	args[5] = len(args) - 6
+	args[6] = len(args) - 7
 	for kind, n := range b.Count {
 		args = append(args, string(kind), n)
 	}
@@ -71,7 +78,7 @@ func buried(reply any) (reconciler.Buried, error) {
 		return reconciler.Buried{Status: reconciler.Removed, Revoke: true}, nil
 	}
 	switch status := reconciler.RemoveStatus(text); status {
-	case reconciler.Removed, reconciler.Stale, reconciler.Paused, reconciler.Held:
+	case reconciler.Removed, reconciler.Stale, reconciler.Paused, reconciler.Late, reconciler.Held:
 		return reconciler.Buried{Status: status}, nil
 	}
 	return reconciler.Buried{}, fmt.Errorf("bury.lua: unexpected reply %v", reply)

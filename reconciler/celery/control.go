@@ -4,10 +4,13 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"strconv"
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/orphanwatch/orphanwatch/reconciler"
 )
 
 // The fields of the control hash.
@@ -104,24 +107,40 @@ func (s *Store) AcceptAbsent(ctx context.Context) error {
 	return failed("accept", s.client.HSet(ctx, controlKey, fieldAccept, rand.Text()).Err())
 }
 
-// TakeAccept is the token of AcceptAbsent, which is then used up; "" for none.
-func (s *Store) TakeAccept(ctx context.Context) (string, error) { return s.take(ctx, fieldAccept) }
+// TakeAccept is the token of AcceptAbsent, which is then used up; "" for none. It fails
+// with reconciler.ErrStale where epoch is not the newest leader's, as do the others here
+// that take one: nothing is changed then.
+func (s *Store) TakeAccept(ctx context.Context, epoch uint64) (string, error) {
+	return s.note(ctx, epoch, fieldAccept, "")
+}
 
 // TakeResync is the token of Resume, which is then used up; "" for none.
-func (s *Store) TakeResync(ctx context.Context) (string, error) { return s.take(ctx, fieldResync) }
+func (s *Store) TakeResync(ctx context.Context, epoch uint64) (string, error) {
+	return s.note(ctx, epoch, fieldResync, "")
+}
 
-func (s *Store) take(ctx context.Context, field string) (string, error) {
-	reply, err := takeScript.one(ctx, s.client, []string{controlKey}, field)
-	token, _ := reply.(string)
-	return token, failed("take "+field, err)
+// note sets a field of the control hash, "" to delete it, and gives its value before.
+func (s *Store) note(ctx context.Context, epoch uint64, field, value string) (before string, err error) {
+	reply, err := noteScript.one(ctx, s.client, []string{controlKey}, epoch, field, value)
+	if err != nil {
+		return "", failed("write "+field, err)
+	}
+	answer, _ := reply.([]any)
+	switch {
+	case len(answer) == 0:
+		return "", fmt.Errorf("note.lua: unexpected reply %v", reply)
+	case answer[0] == int64(0):
+		return "", reconciler.ErrStale
+	case len(answer) > 1:
+		before, _ = answer[1].(string)
+	}
+	return before, nil
 }
 
 // SaveGuard keeps the guard's state over restarts; empty means nothing to keep.
-func (s *Store) SaveGuard(ctx context.Context, state []byte) error {
-	if len(state) == 0 {
-		return failed("save guard", s.client.HDel(ctx, controlKey, fieldGuard).Err())
-	}
-	return failed("save guard", s.client.HSet(ctx, controlKey, fieldGuard, state).Err())
+func (s *Store) SaveGuard(ctx context.Context, epoch uint64, state []byte) error {
+	_, err := s.note(ctx, epoch, fieldGuard, string(state))
+	return err
 }
 
 // LoadGuard is what SaveGuard kept; nil for nothing.
@@ -171,8 +190,9 @@ func (s *Store) RecordIdentity(ctx context.Context, value string) (stored string
 
 // SetIdentity replaces the recorded identity: an operator says that the database
 // is the right one.
-func (s *Store) SetIdentity(ctx context.Context, value string) error {
-	return failed("set identity", s.client.HSet(ctx, controlKey, fieldIdentity, value).Err())
+func (s *Store) SetIdentity(ctx context.Context, epoch uint64, value string) error {
+	_, err := s.note(ctx, epoch, fieldIdentity, value)
+	return err
 }
 
 // State reads the control hash.

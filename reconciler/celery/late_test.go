@@ -65,6 +65,26 @@ func TestALatePullIsRefused(t *testing.T) {
 	}
 }
 
+// No record says that a row was deleted which was read too long ago: it may be there
+// again, and its task would never be revoked when it is deleted for good.
+func TestALateRecordIsRefused(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	b := burial(reconciler.Deleted, true)
+	b.Looked = time.Now().Add(-reconciler.RowsGood - time.Second)
+	before := l.dumps()
+	if answer := l.bury(b)[0]; answer.Status != reconciler.Late || answer.Revoke {
+		t.Errorf("%+v", answer)
+	}
+	if !maps.Equal(before, l.dumps()) {
+		t.Error("a record was written")
+	}
+	b.Looked = time.Now()
+	if answer := l.bury(b)[0]; answer.Status != reconciler.Removed || !answer.Revoke {
+		t.Errorf("%+v", answer)
+	}
+}
+
 // A copy that was stopped, and goes on, does not take back what was recorded meanwhile:
 // neither one that was replaced, nor an operator's command on an old look.
 func TestAnOldLookTakesNothingBack(t *testing.T) {

@@ -44,8 +44,8 @@ var claimSource string
 //go:embed revive.lua
 var reviveSource string
 
-//go:embed take.lua
-var takeSource string
+//go:embed note.lua
+var noteSource string
 
 //go:embed pull.lua
 var pullSource string
@@ -88,7 +88,7 @@ var (
 	trimScript    = newScript(trimSource)
 	claimScript   = newScript(claimSource)
 	reviveScript  = newScript(reviveSource)
-	takeScript    = newScript(takeSource)
+	noteScript    = newScript(noteSource)
 	pullScript    = newScript(pullSource)
 	revokeScript  = newScript(revokeSource)
 	purgeScript   = newScript(purgeSource)

@@ -48,6 +48,8 @@ type Source struct {
 
 	mu       sync.Mutex
 	identity Identity
+	// hadSlot: the slot was there when it was last looked for, or before.
+	hadSlot bool
 	// warned are the findings that were logged, so that each is logged once.
 	warned map[string]bool
 	stuck  stuck
@@ -135,7 +137,7 @@ func (e *slotInUse) Error() string { return "replication slot is in use by " + e
 
 // try takes the slot if it is free now. gaps collects what was lost on the way.
 func (s *Source) try(ctx context.Context, conn *pgx.Conn, gaps map[string]bool) (*Session, error) {
-	slot, err := s.readSlot(ctx, conn)
+	slot, err := s.lookForSlot(ctx, conn)
 	if err != nil {
 		return nil, err
 	}
@@ -149,14 +151,14 @@ func (s *Source) try(ctx context.Context, conn *pgx.Conn, gaps map[string]bool) 
 			return nil, err
 		}
 		gaps[reason], slot = true, slotState{}
-	} else if !slot.exists && s.Identity() != (Identity{}) {
+	} else if !slot.exists && s.slotKnown(false) {
 		gaps["slot recreated"] = true
 	}
 	if err := s.setup(ctx, conn); err != nil {
 		return nil, err
 	}
 	if !slot.exists {
-		if slot, err = s.readSlot(ctx, conn); err != nil {
+		if slot, err = s.lookForSlot(ctx, conn); err != nil {
 			return nil, err
 		}
 	}
@@ -176,6 +178,25 @@ func (s *Source) try(ctx context.Context, conn *pgx.Conn, gaps map[string]bool) 
 		gaps[reason] = true
 	}
 	return newSession(s, conn, stream, slot.confirmed, seen, gaps, server), nil
+}
+
+// lookForSlot is readSlot within bounds: a standby asks again and again, and a server that
+// is gone without a word would keep it waiting for as long as TCP tries.
+func (s *Source) lookForSlot(ctx context.Context, conn *pgx.Conn) (slotState, error) {
+	bounded, cancel := context.WithTimeout(ctx, ioTimeout)
+	defer cancel()
+	slot, err := s.readSlot(bounded, conn)
+	s.slotKnown(slot.exists)
+	return slot, err
+}
+
+// slotKnown notes that the slot is there, and tells whether it ever was: by another copy's
+// work too, and on the server before this one.
+func (s *Source) slotKnown(there bool) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.hadSlot = s.hadSlot || there
+	return s.hadSlot
 }
 
 // hopeless is why an existing slot has to be given up, or "".
