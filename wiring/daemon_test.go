@@ -62,6 +62,9 @@ func (w *world) start(env ...string) *daemon {
 	}()
 	w.t.Cleanup(func() {
 		d.kill()
+		if strings.Contains(d.log.String(), "the daemon hangs") {
+			w.t.Error("no fault of a test makes a loop hang")
+		}
 		if w.t.Failed() {
 			w.t.Logf("the daemon's log:\n%s", d.log)
 		}

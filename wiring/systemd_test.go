@@ -182,6 +182,7 @@ func (s *steps) Rest() {}
 
 // Each call of a store is a step of the loop that makes it, whether it is answered or not.
 func TestACallOfAStoreIsAStep(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	rows := w.rows(1)
 	clients := func(redisURL, databaseURL string) (*redis.Client, *postgres.Store) {
