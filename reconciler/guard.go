@@ -60,11 +60,12 @@ func NewGuard(p Policy, trip *Trip, now func() time.Time) *Guard {
 	return &Guard{maxRatio: p.MaxAbsentRatio, minSample: p.MinSample, window: guardWindow, now: now, trip: trip}
 }
 
-// Load sets the trip that another run has kept.
+// Load sets the trip that another run has kept. What was accepted before, in a term that has
+// ended, was another report.
 func (g *Guard) Load(trip *Trip) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.trip = trip
+	g.trip, g.accepted = trip, 0
 }
 
 // Tripped is the trip that holds now, nil for none.

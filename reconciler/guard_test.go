@@ -79,6 +79,19 @@ func TestGuardAcceptsWhatWasReportedOnce(t *testing.T) {
 	require.False(t, ok, "once")
 }
 
+// What was accepted in a term that ended before its pass lets nothing through that was
+// reported later, when the same copy leads again.
+func TestGuardForgetsAnAcceptanceWithItsTerm(t *testing.T) {
+	g, now := newTestGuard()
+	bad := Tally{Seen: 100, Orphans: 60}
+	g.JudgePass(bad)
+	g.Accept()
+	g.Load(&Trip{Reason: "another report, of another leader", Since: *now, Seen: 80, Orphans: 50})
+	ok, accepted := g.JudgePass(Tally{Seen: 80, Orphans: 50})
+	require.False(t, ok)
+	require.False(t, accepted)
+}
+
 func TestGuardWatchesEvents(t *testing.T) {
 	g, now := newTestGuard()
 	require.False(t, g.ObserveEvents(49, 49))
