@@ -244,8 +244,8 @@ func TestPosition(t *testing.T) {
 	for range 20 {
 		r.settle()
 	}
-	require.Eventually(t, func() bool { return r.sink.canaries() > 3 }, patience, 10*time.Millisecond)
-	h := r.sink.last()
-	require.True(t, h.Connected)
-	require.Empty(t, h.Err)
+	require.Eventually(t, func() bool {
+		h := r.sink.last() // on a busy machine one of these canaries may be late
+		return r.sink.canaries() > 3 && h.Connected && h.Err == ""
+	}, patience, 10*time.Millisecond)
 }
