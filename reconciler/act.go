@@ -45,6 +45,9 @@ func (r *Reconciler) remove(ctx context.Context, term Term, all []*unit, verdict
 	return err
 }
 
+// pausedRetry is how often what a pause holds is tried: a resume hurries it anyway.
+const pausedRetry = time.Minute
+
 // refused puts into a verdict why a script did not do as it was told. It is false
 // where another leader has taken over: then there is no verdict.
 func (v *Verdict) refused(status RemoveStatus) bool {
@@ -56,7 +59,7 @@ func (v *Verdict) refused(status RemoveStatus) bool {
 		v.Outcome, v.HeldBy, v.After = OutcomeDeferred, HeldByChange, lookAgain
 		v.Reason = "its row was read too long ago"
 	case Paused:
-		v.Outcome, v.HeldBy, v.After = OutcomeDeferred, HeldByPause, maxRetry
+		v.Outcome, v.HeldBy, v.After = OutcomeDeferred, HeldByPause, pausedRetry
 		v.Reason = "removals are paused"
 	case Held:
 		v.Outcome, v.HeldBy = OutcomeReported, HeldByRestore

@@ -105,7 +105,8 @@ type Messages interface {
 	Pull(ctx context.Context, epoch uint64, pulls []Pull) ([]RemoveStatus, error)
 	// Revoke tells all workers not to run these tasks. It gives how many heard it, and
 	// how many there should be. It refuses with ErrStale where epoch is not the newest
-	// leader's, and with ErrLate where the rows were read over RowsGood ago.
+	// leader's, with ErrLate where the rows were read over RowsGood ago, with
+	// ErrPaused in a pause.
 	Revoke(ctx context.Context, epoch uint64, looked time.Time, ids []string) (heard, workers int, err error)
 	// Release ends an operator's hold on the messages of tasks whose row exists, as
 	// Artifacts.Revive does.

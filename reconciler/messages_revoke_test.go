@@ -80,6 +80,27 @@ func TestAnUnsentRevokeIsSentLater(t *testing.T) {
 	require.Equal(t, []string{"living"}, w.holds())
 }
 
+// A pause that begins between the record and the revoke holds both it and the message.
+func TestAPauseHoldsARevoke(t *testing.T) {
+	w := newWorld(t, scans)
+	w.put("unacked a scan")
+	work := w.task("a")
+	w.says["revoke"] = Paused
+	verdicts, err := w.once(work)
+	require.NoError(t, err)
+	require.NoError(t, verdicts[0].Err)
+	require.Equal(t, HeldByPause, verdicts[0].HeldBy)
+	after, again := verdicts[0].Again()
+	require.True(t, again)
+	require.Equal(t, pausedRetry, after)
+	require.Empty(t, w.revoked)
+	require.Equal(t, []string{"a"}, w.holds())
+	delete(w.says, "revoke")
+	w.settle(work)
+	require.Equal(t, map[string]int{"a": 1}, w.revoked)
+	require.Empty(t, w.holds())
+}
+
 // R1: a revoke that could not be published is not published later for a row that is
 // there again by then: its task may have the same id.
 func TestALateRevokeIsOfNoLivingRow(t *testing.T) {

@@ -165,6 +165,11 @@ func (r *Reconciler) Reconcile(ctx context.Context, term Term, works []*Work) ([
 const maxRetry = 5 * time.Second
 
 func failed(err error, attempts int) Verdict {
+	if errors.Is(err, ErrPaused) { // a revoke: the others have answers of their own
+		v := Verdict{}
+		v.refused(Paused)
+		return v
+	}
 	after := min(50*time.Millisecond<<min(attempts, 7), maxRetry)
 	return Verdict{
 		Decision: Decision{Outcome: OutcomeError, HeldBy: HeldByError, After: after, Reason: err.Error()},

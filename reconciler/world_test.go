@@ -342,6 +342,9 @@ func (w *world) Revoke(_ context.Context, _ uint64, _ time.Time, ids []string) (
 	if slices.Contains(ids, "") { // the real one refuses it, too
 		return 0, 0, errors.New("an id is empty")
 	}
+	if w.says["revoke"] == Paused {
+		return 0, 0, ErrPaused
+	}
 	return 1, 1, w.call("revoke", func() {
 		for _, id := range ids {
 			w.revoked[id]++

@@ -3,6 +3,7 @@ package watcher
 import (
 	"container/heap"
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -280,6 +281,18 @@ func (q *Queue) Finish(entry *Entry, again bool, after time.Duration, heldBy rec
 	if next != nil {
 		q.entries[next.Work.Subject] = next
 		q.makeReady(next)
+	}
+}
+
+// Hurry makes ready what waits for its time because of that.
+func (q *Queue) Hurry(heldBy reconciler.HeldBy) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, entry := range slices.Clone(q.later) {
+		if entry.heldBy == heldBy {
+			heap.Remove(&q.later, entry.index)
+			q.makeReady(entry)
+		}
 	}
 }
 

@@ -123,6 +123,30 @@ func TestQueueComesBackWhenDue(t *testing.T) {
 // nothing is lost, every event is acknowledged exactly once and not before its
 // subject was worked on after it came (or a newer deletion stands for it), and
 // the counts come back to zero.
+// What a pause holds comes back when it ends, and nothing else does.
+func TestQueueHurries(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := NewQueue(10)
+		for _, id := range []string{"a", "b", "c"} {
+			require.True(t, q.Offer(hint(id)))
+		}
+		_, entries := takeIDs(t, q, 3)
+		for i, by := range []reconciler.HeldBy{reconciler.HeldByPause, reconciler.HeldByGrace, reconciler.HeldByPause} {
+			q.Finish(entries[i], true, time.Minute, by)
+		}
+		began := time.Now()
+		q.Hurry(reconciler.HeldByPause)
+		ids, entries := takeIDs(t, q, 3)
+		require.ElementsMatch(t, []string{"a", "c"}, ids)
+		require.Equal(t, began, time.Now())
+		finish(q, entries...)
+		ids, entries = takeIDs(t, q, 3)
+		require.Equal(t, []string{"b"}, ids)
+		require.Equal(t, time.Minute, time.Since(began))
+		finish(q, entries...)
+	})
+}
+
 func TestQueueLosesNothing(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		q := NewQueue(rapid.IntRange(1, 6).Draw(t, "limit"))

@@ -274,7 +274,9 @@ func (t *term) orders(ctx context.Context) error {
 		if err != nil && ctx.Err() == nil {
 			t.c.telemetry.logFailure(ctx, t.c.Log, err)
 		}
-		if resync != "" {
+		if resync != "" { // as a resume asks for
+			t.queue.Hurry(reconciler.HeldByPause)
+			t.messages.Hurry(reconciler.HeldByPause)
 			t.request(resync)
 		}
 		if !pause(ctx, deskInterval) {

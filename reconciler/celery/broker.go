@@ -151,7 +151,7 @@ const revokeIDs = 500
 // none has heard it, those that have bound a queue for remote control (one that was
 // killed is still counted). It is not stored anywhere but in their memory, and
 // cannot be taken back: where epoch is not the newest leader's, or the rows were read
-// too long ago, it is not published (reconciler.ErrStale, ErrLate).
+// too long ago, or in a pause, it is not published (reconciler.ErrStale, ErrLate, ErrPaused).
 func (b *Broker) Revoke(ctx context.Context, epoch uint64, looked time.Time, ids []string) (heard, workers int, err error) {
 	channel := b.ControlChannel()
 	deadline, err := b.clock.deadlines(ctx, b.client)
@@ -173,6 +173,8 @@ func (b *Broker) Revoke(ctx context.Context, epoch uint64, looked time.Time, ids
 		case -2:
 			b.clock.forget()
 			return heard, 0, reconciler.ErrLate
+		case -3:
+			return heard, 0, reconciler.ErrPaused
 		default:
 			heard = max(heard, int(n))
 		}

@@ -130,6 +130,27 @@ func TestBuryGrantsOneRevoke(t *testing.T) {
 	}
 }
 
+// A right to revoke that was not used ends with the row's return, so that its next
+// deletion has one; what was published is published once (R9).
+func TestAnUnusedRightToRevokeEnds(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	b := burial(reconciler.Deleted, true)
+	granted := func() bool { return l.bury(b)[0].Revoke }
+	if !granted() || granted() {
+		t.Error("not granted once")
+	}
+	l.revive(b.Task)
+	if !granted() {
+		t.Error("the right that was never used is still taken")
+	}
+	l.bury(reconciler.Burial{Task: b.Task, Heard: new(int)})
+	l.revive(b.Task)
+	if granted() {
+		t.Error("it is revoked twice")
+	}
+}
+
 // TestBuryCounts: what has been removed is noted, whoever leads by then.
 func TestBuryCounts(t *testing.T) {
 	t.Parallel()

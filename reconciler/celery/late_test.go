@@ -121,7 +121,7 @@ func TestAnOldLookTakesNothingBack(t *testing.T) {
 }
 
 // A revoke reaches all workers, and cannot be taken back: a copy that does not lead any
-// more publishes none, and none is published on an old look at the rows.
+// more publishes none, and none is published on an old look at the rows, or in a pause.
 func TestAStaleOrLateRevokeIsRefused(t *testing.T) {
 	t.Parallel()
 	l := newBrokerLab(t)
@@ -143,6 +143,11 @@ func TestAStaleOrLateRevokeIsRefused(t *testing.T) {
 	if n := len(worker.Channel()); n != 0 {
 		t.Errorf("%d were published", n)
 	}
+	l.ok(l.client.HSet(ctx, "orphanwatch:control", "paused", 1).Err())
+	if err := revoke(l.epoch, time.Now()); !errors.Is(err, reconciler.ErrPaused) {
+		t.Error(err)
+	}
+	l.ok(l.client.HDel(ctx, "orphanwatch:control", "paused").Err())
 	l.ok(revoke(l.epoch, time.Now()))
 	<-worker.Channel()
 	select {

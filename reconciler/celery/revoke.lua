@@ -7,9 +7,13 @@
 -- ARGV[3]  the channel      ARGV[4]  the message
 --
 -- Returns how many heard it; -1 for another leader or no control hash, -2 where it
--- is late: nothing was published.
-if redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[1] then
+-- is late, -3 in a pause: nothing was published.
+local control = redis.call('HMGET', KEYS[1], 'epoch', 'paused')
+if control[1] ~= ARGV[1] then
   return -1
+end
+if control[2] then
+  return -3
 end
 local good = tonumber(ARGV[2])
 if good > 0 then

@@ -124,6 +124,8 @@ func (s *Source) startReplication(ctx context.Context) (*pgconn.HijackedConn, Id
 }
 
 func (s *Source) start(ctx context.Context, conn *pgconn.PgConn) (*pgconn.HijackedConn, Identity, error) {
+	ctx, cancel := context.WithTimeout(ctx, ioTimeout)
+	defer cancel()
 	id, err := identify(ctx, conn)
 	if err != nil {
 		return nil, id, err

@@ -162,12 +162,8 @@ func (s *Source) try(ctx context.Context, conn *pgx.Conn, gaps map[string]bool) 
 			return nil, err
 		}
 	}
-	seen, err := s.readCatalog(ctx, conn)
+	seen, server, err := s.readStart(ctx, conn)
 	if err != nil {
-		return nil, err
-	}
-	server := &clock{}
-	if err := server.measure(ctx, conn); err != nil {
 		return nil, err
 	}
 	stream, id, err := s.startReplication(ctx)
@@ -178,6 +174,18 @@ func (s *Source) try(ctx context.Context, conn *pgx.Conn, gaps map[string]bool) 
 		gaps[reason] = true
 	}
 	return newSession(s, conn, stream, slot.confirmed, seen, gaps, server), nil
+}
+
+// readStart reads what a session begins with, within bounds as lookForSlot.
+func (s *Source) readStart(ctx context.Context, conn *pgx.Conn) (catalog, *clock, error) {
+	bounded, cancel := context.WithTimeout(ctx, ioTimeout)
+	defer cancel()
+	seen, err := s.readCatalog(bounded, conn)
+	if err != nil {
+		return nil, nil, err
+	}
+	server := &clock{}
+	return seen, server, server.measure(bounded, conn)
 }
 
 // lookForSlot is readSlot within bounds: a standby asks again and again, and a server that
