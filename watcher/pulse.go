@@ -66,6 +66,20 @@ func (p *Pulse) Enter(ctx context.Context, name string, limit time.Duration) (wi
 	}
 }
 
+// Pardon counts from now for all loops: the process as a whole has stood still.
+func (p *Pulse) Pardon() {
+	if p == nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for l := range p.loops {
+		if beat := l.beat.Load(); beat >= 0 {
+			l.beat.CompareAndSwap(beat, int64(time.Since(l.born))) // unless it has just begun to rest
+		}
+	}
+}
+
 // Stall is a loop that hangs.
 type Stall struct {
 	Loop string `json:"loop"`

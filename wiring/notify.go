@@ -23,6 +23,9 @@ const (
 	readyPatience = 30 * time.Second
 	// notifyEvery is how often the state is looked at.
 	notifyEvery = time.Second
+	// stoodStill is how late a look is where the process as a whole was stopped (SIGSTOP,
+	// a container that is paused): no loop is to blame for that time.
+	stoodStill = 10 * time.Second
 	// maxStatus is the longest status line, in bytes.
 	maxStatus = 300
 )
@@ -44,6 +47,8 @@ type Notifier struct {
 		hangs         string
 		alive         time.Time
 	}
+	// looked is when look was last called.
+	looked time.Time
 }
 
 // NewNotifier finds systemd by NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID, which
@@ -91,6 +96,11 @@ func (n *Notifier) every() time.Duration {
 // hangs there, the watchdog is not fed either.
 func (n *Notifier) look(ctx context.Context, up time.Duration) {
 	now := time.Now()
+	if late := now.Sub(n.looked); !n.looked.IsZero() && late > stoodStill {
+		n.pulse.Pardon()
+		n.log.WarnContext(ctx, "the process stood still: it was stopped, or had no CPU", "seconds", int(late.Seconds()))
+	}
+	n.looked = now
 	hangs := n.hanging(ctx, now)
 	line := n.line(hangs)
 	if hangs == "" && n.watchdog > 0 && now.Sub(n.said.alive) > (n.watchdog-n.every())/2 {

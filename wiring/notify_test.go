@@ -20,7 +20,8 @@ import (
 type manager struct {
 	*Notifier
 	state watcher.Status
-	why   string // not ready, and why; "" for ready
+	why   string        // not ready, and why; "" for ready
+	stops time.Duration // for how long everything stands still, once
 	heard []string
 	log   bytes.Buffer
 }
@@ -32,9 +33,14 @@ func notified(t *testing.T, watchdog time.Duration, f func(t *testing.T, m *mana
 		began := time.Now()
 		m := &manager{why: "the replication slot is not held yet", state: watcher.Status{Role: watcher.RoleStarting}}
 		m.Notifier = &Notifier{
-			ready:  func() (bool, string) { return m.why == "", m.why },
-			status: func() watcher.Status { return m.state },
-			pulse:  watcher.NewPulse(), watchdog: watchdog, log: slog.New(slog.NewTextHandler(&m.log, nil)),
+			ready: func() (bool, string) { return m.why == "", m.why },
+			status: func() watcher.Status {
+				stops := m.stops
+				m.stops = 0
+				time.Sleep(stops)
+				return m.state
+			},
+			pulse: watcher.NewPulse(), watchdog: watchdog, log: slog.New(slog.NewTextHandler(&m.log, nil)),
 			notify: func(state string) error {
 				m.heard = append(m.heard, fmt.Sprint(time.Since(began), " ", state))
 				return nil
@@ -122,5 +128,23 @@ func TestTheWatchdogIsFedByProgress(t *testing.T) {
 		for _, h := range m.take(time.Hour) {
 			require.NotContains(t, h, "WATCHDOG=1", "there is none")
 		}
+	})
+}
+
+// A process that was stopped as a whole, and goes on, has no loop that hangs; one that
+// does not move then is found like any other.
+func TestAProcessThatWasStoppedDoesNotHang(t *testing.T) {
+	notified(t, 0, func(t *testing.T, m *manager) {
+		_, leave := m.pulse.Enter(t.Context(), "a loop", time.Minute)
+		defer leave()
+		resting, leaveResting := m.pulse.Enter(t.Context(), "a resting loop", time.Minute)
+		defer leaveResting()
+		defer reconciler.Rest(resting)()
+		m.stops = 3 * time.Minute
+		m.take(3*time.Minute + 10*notifyEvery)
+		require.Contains(t, m.log.String(), `msg="the process stood still: it was stopped, or had no CPU" seconds=18`)
+		require.NotContains(t, m.log.String(), "hangs")
+		m.take(time.Minute)
+		require.Contains(t, m.log.String(), `loops="a loop" seconds=6`)
 	})
 }

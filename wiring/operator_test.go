@@ -24,7 +24,7 @@ func (w *world) ended(id string, ago time.Duration) {
 func TestTheDailyFullCleanup(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, sandbox.Options{})
-	w.setup("children=task_logs")
+	w.setup("children=public.task_logs")
 	rows := w.rows(3)
 	w.sql("SET session_replication_role = replica; INSERT INTO task_logs (task_id, line) VALUES (gen_random_uuid(), 'x')")
 	d := w.run("ORPHANWATCH_POLICY_FULL_CLEANUP_INTERVAL=2s", "ORPHANWATCH_POLICY_REMOVE=none")

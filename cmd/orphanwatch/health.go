@@ -36,6 +36,7 @@ func (c *cli) healthCommand() *cobra.Command {
 		Long: `Ask the daemon on this machine, at http.addr, whether it is ready (/readyz): its
 sources are subscribed, or it stands by. It is for a container's health check, and
 needs neither a shell nor curl. The stores are not asked; that is what status does.
+The configuration is the daemon's; with --url none is needed.
 
 Exit code 0 if it is ready, 5 if it is not or does not answer.
 

@@ -48,7 +48,7 @@ type features struct {
 
 func newFeatures(t *testing.T) *features {
 	s := newSite(t, sandbox.NewExampleDatabase(t))
-	s.setup("children=task_logs")
+	s.setup("children=public.task_logs")
 	f := &features{site: s, dir: t.TempDir()}
 	f.addr = freeAddr(t)
 	tokens := filepath.Join(f.dir, "tokens")

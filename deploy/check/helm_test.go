@@ -127,6 +127,7 @@ func render(t *testing.T, args ...string) *release {
 		case "apps/v1 Deployment":
 			decode(t, text, &r.Deployment)
 		case "v1 Service":
+			require.Empty(t, validation.IsDNS1035Label(meta.Name), meta.Name)
 			decode(t, text, &r.Service)
 		case "v1 ConfigMap":
 			decode(t, text, &r.Config)
@@ -276,6 +277,10 @@ func TestNotes(t *testing.T) {
 // TestBadValues: are refused before anything is installed, and the message says which.
 func TestBadValues(t *testing.T) {
 	for set, want := range map[string]string{
+		"networkPolicy.egress=null":                          "at '/networkPolicy': missing property 'egress'",
+		"config=null":                                        "missing property 'config'",
+		"livenessProbe=null":                                 "missing property 'livenessProbe'",
+		"fullnameOverride=scans.v2":                          "at '/fullnameOverride': 'scans.v2' does not match pattern",
 		"existingSecret=":                                    "no Secret: set existingSecret",
 		"secret.create=true":                                 "existingSecret and secret.create are both set",
 		"secretKeys.databaseUrl=":                            "secretKeys.databaseUrl is empty",

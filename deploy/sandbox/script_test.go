@@ -23,7 +23,10 @@ func TestTheRoleOfSetupSQL(t *testing.T) {
 		require.NoError(t, err)
 	}
 	exec(`CREATE TABLE "Odd ""table""" (id bigint PRIMARY KEY, "Celery Task" text, secret text) PARTITION BY RANGE (id);
-		CREATE TABLE part PARTITION OF "Odd ""table""" DEFAULT`)
+		CREATE TABLE part PARTITION OF "Odd ""table""" DEFAULT;
+		CREATE PUBLICATION "p'q" FOR TABLE "Odd ""table"""`) // as others make one: it publishes partitions
+	// A better match than PostgreSQL's own, which a superuser must not be led to call.
+	exec("CREATE FUNCTION public.format(text, name, text) RETURNS text LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION $x$called$x$; END'")
 	const role = `watch "er"`
 	run := func(variables ...string) {
 		t.Helper()
@@ -31,7 +34,7 @@ func TestTheRoleOfSetupSQL(t *testing.T) {
 	}
 	for range 2 {
 		run("password=it's")
-		run(`table=Odd "table"`, "columns=id, Celery Task", "replica_identity=full", "children=task_logs", "bypassrls=on", "stats=on")
+		run(`table=Odd "table"`, "columns=id, Celery Task", "replica_identity=FULL", "children=public.task_logs", "bypassrls=on", "stats=on")
 	}
 	value := func(sql string) (v string) {
 		t.Helper()
@@ -58,7 +61,9 @@ func TestTheRoleOfSetupSQL(t *testing.T) {
 		require.ErrorContains(t, err, "42501", sql)
 	}
 	// A mistake is an error, and changes nothing.
-	require.ErrorContains(t, pg.RunScript(t.Context(), dsn, setup, "role=nobody_else", "columns=nothing"), "nothing")
+	for variable, told := range map[string]string{"columns=nothing": "nothing", "replica_identity=default": "neither empty nor full"} {
+		require.ErrorContains(t, pg.RunScript(t.Context(), dsn, setup, "role=nobody_else", variable), told)
+	}
 	require.Equal(t, "0", value("SELECT count(*)::text FROM pg_roles WHERE rolname = 'nobody_else'"))
 }
 

@@ -17,8 +17,8 @@
 --   publication       orphanwatch: replication.publication
 --   replica_identity  empty: as it is, which will do with a primary key. full: needed by column:C,
 --                     since a DELETE must carry C
---   children          empty. Child tables, by comma (public.task_logs), of which cleanup-database may
---                     remove rows. For that alone the role gets DELETE, and nothing else ever writes
+--   children          empty. Child tables, with schema, by comma (public.task_logs), of which
+--                     cleanup-database may remove rows. For that alone the role gets DELETE, and nothing else ever writes
 --   bypassrls         off. on: where row-level security applies to the table. Without it lookups are
 --                     refused (an error, never a filtered answer), and nothing is removed
 --   stats             off. on: pg_read_all_stats, so that `status` names the application of a
@@ -49,6 +49,8 @@
 
 BEGIN;
 SET LOCAL client_min_messages = warning;
+-- A superuser runs this: what others have made in the application's schemas is not called.
+SET LOCAL search_path = pg_catalog, pg_temp;
 
 -- The role.
 SELECT format('CREATE ROLE %I LOGIN REPLICATION', :'role')
@@ -81,14 +83,19 @@ SELECT format('GRANT USAGE ON SCHEMA %I TO %I', n.nspname, :'role'), format('GRA
 SELECT format('CREATE PUBLICATION %I FOR TABLE %I.%I WITH (publish = ''update, delete, truncate'', publish_via_partition_root = true)',
               :'publication', :'schema', :'table')
  WHERE NOT EXISTS (SELECT FROM pg_publication WHERE pubname = :'publication') \gexec
-SELECT format('ALTER PUBLICATION %I ADD TABLE %I.%I', :'publication', :'schema', :'table')
- WHERE NOT EXISTS (SELECT FROM pg_publication_tables t
-                    WHERE t.pubname = :'publication' AND t.schemaname = :'schema' AND t.tablename = :'table') \gexec
+-- First how it publishes: until it does by the root, the view below names partitions instead.
 SELECT format('ALTER PUBLICATION %I SET (publish = ''update, delete, truncate'', publish_via_partition_root = true)', pubname)
   FROM pg_publication
  WHERE pubname = :'publication' AND NOT (pubupdate AND pubdelete AND pubtruncate AND pubviaroot) \gexec
+SELECT format('ALTER PUBLICATION %I ADD TABLE %I.%I', :'publication', :'schema', :'table')
+ WHERE NOT EXISTS (SELECT FROM pg_publication_tables t
+                    WHERE t.pubname = :'publication' AND t.schemaname = :'schema' AND t.tablename = :'table') \gexec
 
 -- The replica identity: which columns a DELETE carries. Partitions have each their own.
+SELECT lower(:'replica_identity') AS replica_identity, lower(:'replica_identity') NOT IN ('', 'full') AS wrong \gset
+\if :wrong
+DO $$ BEGIN RAISE 'replica_identity is neither empty nor full'; END $$;
+\endif
 SELECT format('ALTER TABLE %s REPLICA IDENTITY FULL', c.oid::regclass)
   FROM pg_class c
  WHERE :'replica_identity' = 'full' AND c.relreplident <> 'f'

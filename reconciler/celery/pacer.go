@@ -10,6 +10,10 @@ import (
 // less is not worth it.
 const paceBurst = 5 * time.Millisecond
 
+// maxPause bounds what one pause pays for. Only a server that is away, where each call
+// takes until its timeout, costs more, and that is none of its time.
+const maxPause = 10 * time.Second
+
 // pacer leaves the server the part of its time that its share does not take. It is
 // safe for concurrent use: what all of its users take counts together.
 type pacer struct {
@@ -32,7 +36,7 @@ func (p *pacer) owe(took time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.earn()
-	p.taken += took
+	p.taken = min(p.taken+took, p.burst+time.Duration(p.share*float64(maxPause)))
 }
 
 // earn brings taken up to date. The lock is held.

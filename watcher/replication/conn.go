@@ -85,6 +85,14 @@ func (s *Source) connect(ctx context.Context) (*pgx.Conn, error) {
 	return conn, nil
 }
 
+// bounded runs what a healthy server answers at once. One that is gone without a word, or
+// hangs, would be waited for as long as TCP tries, while nobody leads.
+func bounded(ctx context.Context, f func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, ioTimeout)
+	defer cancel()
+	return f(ctx)
+}
+
 func closeConn(conn *pgx.Conn) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
@@ -113,7 +121,11 @@ func (s *Source) startReplication(ctx context.Context) (*pgconn.HijackedConn, Id
 	if err != nil {
 		return nil, id, hintReplication(err)
 	}
-	hijacked, id, err := s.start(ctx, conn)
+	var hijacked *pgconn.HijackedConn
+	err = bounded(ctx, func(ctx context.Context) (err error) {
+		hijacked, id, err = s.start(ctx, conn)
+		return err
+	})
 	if err != nil {
 		closeCtx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
@@ -124,8 +136,6 @@ func (s *Source) startReplication(ctx context.Context) (*pgconn.HijackedConn, Id
 }
 
 func (s *Source) start(ctx context.Context, conn *pgconn.PgConn) (*pgconn.HijackedConn, Identity, error) {
-	ctx, cancel := context.WithTimeout(ctx, ioTimeout)
-	defer cancel()
 	id, err := identify(ctx, conn)
 	if err != nil {
 		return nil, id, err

@@ -60,13 +60,13 @@ func (m *monitor) loop(run context.Context) error {
 		reconciler.Beat(run)
 		now := time.Now()
 		if !now.Before(tick) {
-			if err := m.bounded(run, m.tick); err != nil {
+			if err := bounded(run, m.tick); err != nil {
 				return err
 			}
 			tick = now.Add(m.opts.MonitorEvery)
 		}
 		if !now.Before(canary) {
-			if err := m.bounded(run, m.emit); err != nil {
+			if err := bounded(run, m.emit); err != nil {
 				return err
 			}
 			canary = now.Add(m.opts.CanaryEvery)
@@ -88,13 +88,6 @@ func minTime(a, b time.Time) time.Time {
 		return a
 	}
 	return b
-}
-
-// bounded runs queries that a healthy server answers at once.
-func (m *monitor) bounded(run context.Context, f func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(run, ioTimeout)
-	defer cancel()
-	return f(ctx)
 }
 
 // listen waits for bad news: a server that shuts down tells this connection.

@@ -127,7 +127,11 @@ func (s *Source) unpublished(ctx context.Context, conn *pgx.Conn) ([]string, err
 // setup runs the plan. What the role may not do is a reconciler.Hinted with the
 // SQL for someone who may.
 func (s *Source) setup(ctx context.Context, conn *pgx.Conn) error {
-	steps, err := s.plan(ctx, conn)
+	var steps []step
+	err := bounded(ctx, func(ctx context.Context) (err error) {
+		steps, err = s.plan(ctx, conn)
+		return err
+	})
 	if err != nil {
 		return err
 	}

@@ -108,7 +108,7 @@ func (s *Source) Acquire(ctx context.Context, standby func(holder string)) (watc
 }
 
 func (s *Source) acquire(ctx context.Context, conn *pgx.Conn, standby func(string)) (*Session, error) {
-	if err := s.preflight(ctx, conn); err != nil {
+	if err := bounded(ctx, func(ctx context.Context) error { return s.preflight(ctx, conn) }); err != nil {
 		return nil, err
 	}
 	gaps := map[string]bool{}
@@ -162,7 +162,14 @@ func (s *Source) try(ctx context.Context, conn *pgx.Conn, gaps map[string]bool) 
 			return nil, err
 		}
 	}
-	seen, server, err := s.readStart(ctx, conn)
+	var seen catalog
+	server := &clock{}
+	err = bounded(ctx, func(ctx context.Context) (err error) {
+		if seen, err = s.readCatalog(ctx, conn); err != nil {
+			return err
+		}
+		return server.measure(ctx, conn)
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -176,24 +183,12 @@ func (s *Source) try(ctx context.Context, conn *pgx.Conn, gaps map[string]bool) 
 	return newSession(s, conn, stream, slot.confirmed, seen, gaps, server), nil
 }
 
-// readStart reads what a session begins with, within bounds as lookForSlot.
-func (s *Source) readStart(ctx context.Context, conn *pgx.Conn) (catalog, *clock, error) {
-	bounded, cancel := context.WithTimeout(ctx, ioTimeout)
-	defer cancel()
-	seen, err := s.readCatalog(bounded, conn)
-	if err != nil {
-		return nil, nil, err
-	}
-	server := &clock{}
-	return seen, server, server.measure(bounded, conn)
-}
-
-// lookForSlot is readSlot within bounds: a standby asks again and again, and a server that
-// is gone without a word would keep it waiting for as long as TCP tries.
-func (s *Source) lookForSlot(ctx context.Context, conn *pgx.Conn) (slotState, error) {
-	bounded, cancel := context.WithTimeout(ctx, ioTimeout)
-	defer cancel()
-	slot, err := s.readSlot(bounded, conn)
+// lookForSlot is readSlot within bounds: a standby asks again and again.
+func (s *Source) lookForSlot(ctx context.Context, conn *pgx.Conn) (slot slotState, err error) {
+	err = bounded(ctx, func(ctx context.Context) (err error) {
+		slot, err = s.readSlot(ctx, conn)
+		return err
+	})
 	s.slotKnown(slot.exists)
 	return slot, err
 }

@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
 	"github.com/orphanwatch/orphanwatch/deploy/sandbox"
@@ -51,4 +52,22 @@ func TestStandbyKnowsThatThereWasASlot(t *testing.T) {
 	ended, end := context.WithCancel(t.Context())
 	end()
 	require.NoError(t, sess.Run(ended, newSink()))
+}
+
+// A server that hangs while a copy looks whether all is there is given up too.
+func TestAServerThatHangsIsGivenUp(t *testing.T) {
+	t.Parallel() // it waits for a timeout
+	pg := sandbox.NewPostgres(t)
+	dsn, err := pg.NewExampleDatabase(t.Context())
+	require.NoError(t, err)
+	conn, err := pgx.Connect(t.Context(), dsn)
+	require.NoError(t, err)
+	defer conn.Close(t.Context())
+	_, err = conn.Exec(t.Context(), "BEGIN; LOCK TABLE pg_publication")
+	require.NoError(t, err)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*ioTimeout)
+	defer cancel()
+	_, err = New(options(dsn)).Acquire(ctx, func(string) {})
+	require.NoError(t, ctx.Err())
+	require.ErrorIs(t, err, reconciler.ErrUnreachable)
 }
