@@ -159,13 +159,20 @@ func NewReplication(c *Config, pulse *watcher.Pulse, log *slog.Logger) *replicat
 
 // KeyspaceOptions are those of the source of keys.
 func KeyspaceOptions(c *Config, client *redis.Client, store *celery.Store, log *slog.Logger) keyspace.Options {
-	return keyspace.Options{Client: client, Keys: store.Keys, Configure: c.Redis.Configure, Log: log}
+	return keyspace.Options{Client: client, Keys: store.Keys, Configure: c.Redis.Configure, Both: oneServer(c), Log: log}
+}
+
+// oneServer tells whether results and messages are in one Redis, in whatever databases.
+func oneServer(c *Config) bool {
+	results, err1 := redis.ParseURL(c.Redis.Results().Reveal())
+	messages, err2 := redis.ParseURL(c.Redis.Broker().Reveal())
+	return err1 == nil && err2 == nil && results.Addr == messages.Addr
 }
 
 // BrokerOptions are those of the source of messages.
 func BrokerOptions(c *Config, client BrokerClient, broker *celery.Broker, log *slog.Logger) keyspace.Options {
 	return keyspace.Options{
-		Client: client.Client, Keys: broker, Lists: true, Configure: c.Redis.Configure, Log: log,
+		Client: client.Client, Keys: broker, Lists: true, Configure: c.Redis.Configure, Both: oneServer(c), Log: log,
 		Prefix: c.Celery.GlobalKeyprefix, Publish: []string{broker.ControlChannel()},
 	}
 }

@@ -19,7 +19,21 @@ func TestDoctorNames(t *testing.T) {
 	walFix := "ALTER SYSTEM SET wal_level = 'logical';  -- then restart PostgreSQL"
 	s.expect(exitFindings, []string{"doctor"},
 		"wal_level is replica, not logical", "fix: "+walFix,
-		`notify-keyspace-events is ""`, "redis-cli CONFIG SET notify-keyspace-events 'K$'")
+		`notify-keyspace-events is ""`, "writes of results", "new messages")
+	// One server is told the same for results and messages: two commands would undo each other.
+	var d struct{ Checks []struct{ Fix string } }
+	s.decode(exitFindings, &d, "doctor")
+	told := 0
+	for _, c := range d.Checks {
+		if strings.Contains(c.Fix, "CONFIG SET "+flags) {
+			if told++; !strings.HasPrefix(c.Fix, "redis-cli CONFIG SET "+flags+" 'K$Els', and in redis.conf") {
+				t.Errorf("fix: %s", c.Fix)
+			}
+		}
+	}
+	if told != 2 {
+		t.Errorf("%d fixes of flags, not 2", told)
+	}
 
 	// run refuses with the same words.
 	s.expect(exitError, []string{"run"}, "wal_level: wal_level is replica, not logical", "fix: "+walFix)

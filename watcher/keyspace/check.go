@@ -149,7 +149,11 @@ func (c *check) flags(ctx context.Context) {
 		if c.Configure != ConfigureNever {
 			detail += " (run adds the flags, but only until Redis restarts)"
 		}
-		c.bad(nameFlags, detail, flagsFix(addFlags(have, c.kind().flags)))
+		want := addFlags(have, c.kind().flags)
+		if c.Both {
+			want = addFlags(addFlags(have, resultFlags), brokerFlags)
+		}
+		c.bad(nameFlags, detail, flagsFix(want))
 		if c.Configure != ConfigureNever {
 			c.findings[len(c.findings)-1].Mend = c.mendFlags
 		}

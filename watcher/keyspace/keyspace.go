@@ -66,6 +66,9 @@ type Options struct {
 	// Configure is whether missing flags of notify-keyspace-events may be added:
 	// ConfigureAuto (the default) or ConfigureNever.
 	Configure string
+	// Both: results and messages are on one server. What an operator is told to set there
+	// are the flags for both, since one command undoes the other.
+	Both bool
 	// Log is where the source tells what it does; none if nil.
 	Log *slog.Logger
 	// Pulse watches over the source's loops; nil for nobody.
