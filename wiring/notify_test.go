@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -24,6 +25,14 @@ type manager struct {
 	stops time.Duration // for how long everything stands still, once
 	heard []string
 	log   bytes.Buffer
+	turn  sync.Mutex // what the test does happens before the notifier's next look
+}
+
+// Write is the log's.
+func (m *manager) Write(p []byte) (int, error) {
+	m.turn.Lock()
+	defer m.turn.Unlock()
+	return m.log.Write(p)
 }
 
 // notified runs a notifier, in a bubble, until f has ended.
@@ -35,12 +44,14 @@ func notified(t *testing.T, watchdog time.Duration, f func(t *testing.T, m *mana
 		m.Notifier = &Notifier{
 			ready: func() (bool, string) { return m.why == "", m.why },
 			status: func() watcher.Status {
+				m.turn.Lock()
+				m.turn.Unlock() //nolint:staticcheck // its order is all that it is for
 				stops := m.stops
 				m.stops = 0
 				time.Sleep(stops)
 				return m.state
 			},
-			pulse: watcher.NewPulse(), watchdog: watchdog, log: slog.New(slog.NewTextHandler(&m.log, nil)),
+			pulse: watcher.NewPulse(), watchdog: watchdog, log: slog.New(slog.NewTextHandler(m, nil)),
 			notify: func(state string) error {
 				m.heard = append(m.heard, fmt.Sprint(time.Since(began), " ", state))
 				return nil
@@ -58,6 +69,8 @@ func notified(t *testing.T, watchdog time.Duration, f func(t *testing.T, m *mana
 
 // take is what was heard since the last take. Whatever was changed is first looked at.
 func (m *manager) take(after time.Duration) (heard []string) {
+	m.turn.Lock()
+	m.turn.Unlock() //nolint:staticcheck // as above
 	time.Sleep(after)
 	synctest.Wait()
 	heard, m.heard = m.heard, nil

@@ -103,8 +103,8 @@ func TestEvents(t *testing.T) {
 		}
 	})
 	// A new key has two events, which may be merged.
-	if n := f.source.Ignored(); n != 2 && n != 3 {
-		t.Errorf("%d events ignored, want 2 or 3: one too long, twice; none of an empty key's name", n)
+	if n := f.source.Ignored(); n < 2 || n > 4 {
+		t.Errorf("%d events ignored, want 2 to 4: of a key without an id, and of one that is too long", n)
 	}
 	if _, gaps, _ := f.sink.now(); len(gaps) != 0 {
 		t.Errorf("gaps %v, want none", gaps)
