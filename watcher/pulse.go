@@ -87,6 +87,18 @@ type Stall struct {
 	Seconds float64 `json:"seconds"`
 }
 
+// Alive tells whether all loops move, and which do not.
+func (p *Pulse) Alive() (ok bool, why string) {
+	var names []string
+	for _, s := range p.Stalled(time.Now()) {
+		names = append(names, s.Loop)
+	}
+	if len(names) > 0 {
+		return false, "hangs: " + strings.Join(names, ", ")
+	}
+	return true, "alive"
+}
+
 // Stalled are the loops that have not moved for longer than they may, by name.
 func (p *Pulse) Stalled(now time.Time) (stalled []Stall) {
 	if p == nil {

@@ -31,6 +31,9 @@ func TestPulse(t *testing.T) {
 		require.Empty(t, stalledLoops(p))
 		time.Sleep(time.Second)
 		require.Equal(t, []Stall{{Loop: "quick", Seconds: 61}}, p.Stalled(time.Now()))
+		alive, why := p.Alive()
+		require.False(t, alive)
+		require.Equal(t, "hangs: quick", why)
 
 		inner, end := context.WithCancel(quick) // as what it calls has
 		defer end()
@@ -53,6 +56,8 @@ func TestPulse(t *testing.T) {
 		reconciler.Rest(ctx)()
 		leave()
 		require.Empty(t, nobody.Stalled(time.Now()))
+		alive, _ = nobody.Alive()
+		require.True(t, alive)
 	})
 }
 

@@ -25,9 +25,9 @@ type Server struct {
 }
 
 // NewServer listens on http.addr.
-func NewServer(c *Config, services httpapi.Services, controller *watcher.Controller, telemetry *Telemetry, version Version, log *slog.Logger) (*Server, error) {
+func NewServer(c *Config, services httpapi.Services, controller *watcher.Controller, pulse *watcher.Pulse, telemetry *Telemetry, version Version, log *slog.Logger) (*Server, error) {
 	return newServer(c, httpapi.Options{
-		Ready: controller.Ready, Metrics: telemetry.Handler(), Services: services, Version: string(version), Log: log,
+		Ready: controller.Ready, Alive: pulse.Alive, Metrics: telemetry.Handler(), Services: services, Version: string(version), Log: log,
 	})
 }
 

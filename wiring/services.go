@@ -13,13 +13,16 @@ import (
 const orderPatience = 30 * time.Second
 
 // NewServices is what the HTTP routes call.
-func NewServices(o *Operator) httpapi.Services {
-	s := services{o}
+func NewServices(o *Operator, pulse *watcher.Pulse) httpapi.Services {
+	s := services{o, pulse}
 	return httpapi.Services{Reader: s, Cleaner: s, Purger: o, Orders: s}
 }
 
 // services is the operator as the routes want it.
-type services struct{ *Operator }
+type services struct {
+	*Operator
+	pulse *watcher.Pulse
+}
 
 // Status is Inspect.
 func (s services) Status(ctx context.Context) (any, error) { return s.Inspect(ctx), nil }
@@ -37,14 +40,23 @@ func (s services) History(ctx context.Context, id string) (any, error) {
 
 // CleanupOrphaned does not wait for ever.
 func (s services) CleanupOrphaned(ctx context.Context, c reconciler.Cleanup) (reconciler.OrphanReport, error) {
+	ctx, leave := s.enter(ctx)
+	defer leave()
 	c.Patience = orderPatience
 	return s.Operator.CleanupOrphaned(ctx, c)
 }
 
 // FullCleanup takes policy.max_age_hours.
 func (s services) FullCleanup(ctx context.Context, c reconciler.Cleanup) (reconciler.FullReport, error) {
+	ctx, leave := s.enter(ctx)
+	defer leave()
 	c.Patience = orderPatience
 	return s.Operator.FullCleanup(ctx, 0, c)
+}
+
+// enter watches over an order that other passes wait for.
+func (s services) enter(ctx context.Context) (within context.Context, leave func()) {
+	return s.pulse.Enter(ctx, "cleanup by HTTP", watcher.PassLimit)
 }
 
 // Restore puts back what was removed of one task.

@@ -13,6 +13,8 @@ import (
 type Options struct {
 	// Ready tells whether the daemon does its job, and why (not).
 	Ready func() (ok bool, why string)
+	// Alive tells whether its loops move, and which hang; nil means that they do.
+	Alive func() (ok bool, why string)
 	// Metrics serves /metrics.
 	Metrics http.Handler
 	// Services carry out what is asked; where one is nil its routes answer 503.
@@ -59,7 +61,7 @@ type route struct {
 	order bool
 }
 
-// New routes the requests. /livez depends on nothing; /readyz is 200 once the
+// New routes the requests. /livez depends on no store; /readyz is 200 once the
 // sources are subscribed, or the copy stands by.
 func New(o Options) http.Handler { return newAPI(o) }
 
@@ -69,6 +71,9 @@ func newAPI(o Options) *api {
 	}
 	if o.Now == nil {
 		o.Now = time.Now
+	}
+	if o.Alive == nil {
+		o.Alive = func() (bool, string) { return true, "alive" }
 	}
 	a := &api{
 		o: o, mux: http.NewServeMux(), routes: map[string]*route{}, orderTimeout: OrderTimeout,

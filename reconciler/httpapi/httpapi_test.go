@@ -10,8 +10,10 @@ import (
 
 func TestProbes(t *testing.T) {
 	ready, why := false, "the replication slot is not held yet"
+	alive := true
 	h := New(Options{
 		Ready:   func() (bool, string) { return ready, why },
+		Alive:   func() (bool, string) { return alive, "alive or not" },
 		Metrics: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("orphanwatch_leader 0\n")) }),
 	})
 	get := func(method, path string) (int, string) {
@@ -20,8 +22,12 @@ func TestProbes(t *testing.T) {
 		return w.Code, w.Body.String()
 	}
 	code, body := get(http.MethodGet, "/livez")
-	require.Equal(t, 200, code, "livez depends on nothing")
-	require.JSONEq(t, `{"success": true, "message": "alive"}`, body)
+	require.Equal(t, 200, code, "whether it is ready is nothing to livez")
+	require.JSONEq(t, `{"success": true, "message": "alive or not"}`, body)
+	alive = false
+	code, body = get(http.MethodGet, "/livez")
+	require.Equal(t, 503, code)
+	require.JSONEq(t, `{"success": false, "message": "alive or not"}`, body)
 	code, body = get(http.MethodGet, "/readyz")
 	require.Equal(t, 503, code)
 	require.JSONEq(t, `{"success": false, "message": "the replication slot is not held yet"}`, body)

@@ -75,7 +75,7 @@ func (a *api) addProbes() {
 		a.mux.HandleFunc(pattern, h)
 		content := map[string]*huma.MediaType{contentType: {}}
 		responses := map[string]*huma.Response{"200": {Description: "OK", Content: content}}
-		if path == "/readyz" {
+		if path == "/readyz" || path == "/livez" {
 			responses["503"] = &huma.Response{Description: "Service Unavailable", Content: content}
 		}
 		a.huma.OpenAPI().AddOperation(&huma.Operation{
@@ -83,17 +83,18 @@ func (a *api) addProbes() {
 			Security: []map[string][]string{}, Responses: responses,
 		})
 	}
-	plain("/livez", "Whether the process lives; depends on nothing", "application/json", func(w http.ResponseWriter, _ *http.Request) {
-		writeJSON(w, http.StatusOK, probe{true, "alive"})
-	})
-	plain("/readyz", "Whether the sources are subscribed, or the copy stands by", "application/json", func(w http.ResponseWriter, _ *http.Request) {
-		ok, why := a.o.Ready()
-		status := http.StatusOK
-		if !ok {
-			status = http.StatusServiceUnavailable
+	answer := func(ask func() (ok bool, why string)) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) {
+			ok, why := ask()
+			status := http.StatusOK
+			if !ok {
+				status = http.StatusServiceUnavailable
+			}
+			writeJSON(w, status, probe{ok, why})
 		}
-		writeJSON(w, status, probe{ok, why})
-	})
+	}
+	plain("/livez", "Whether the process lives, and none of its loops hangs; depends on no store", "application/json", answer(a.o.Alive))
+	plain("/readyz", "Whether the sources are subscribed, or the copy stands by", "application/json", answer(a.o.Ready))
 	plain("/metrics", "Metrics, as Prometheus reads them", "text/plain", a.o.Metrics.ServeHTTP)
 	var document []byte
 	plain("/openapi.json", "This document", "application/openapi+json", func(w http.ResponseWriter, _ *http.Request) {

@@ -66,6 +66,10 @@ func applicationName() string {
 	return name[:min(len(name), 63-len(tail))] + tail
 }
 
+// dial finds within half a minute that a host is gone without a word, also where a statement
+// may take any time (creating a slot waits for transactions); pgx's own takes an hour.
+var dial = net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 3}}
+
 // connect opens a normal connection, on which waiting for nothing is allowed.
 func (s *Source) connect(ctx context.Context) (*pgx.Conn, error) {
 	cfg, err := pgx.ParseConfig(s.opts.URL)
@@ -78,6 +82,7 @@ func (s *Source) connect(ctx context.Context) (*pgx.Conn, error) {
 	if cfg.ConnectTimeout == 0 {
 		cfg.ConnectTimeout = ioTimeout
 	}
+	cfg.DialFunc = dial.DialContext
 	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
 		return nil, unreachable("connect to postgres", hintConnect(err))
@@ -114,6 +119,7 @@ func (s *Source) startReplication(ctx context.Context) (*pgconn.HijackedConn, Id
 	if cfg.ConnectTimeout == 0 {
 		cfg.ConnectTimeout = ioTimeout
 	}
+	cfg.DialFunc = dial.DialContext
 	cfg.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
 		return pgproto3.NewFrontend(bufio.NewReaderSize(r, readBuffer), w)
 	}
