@@ -68,7 +68,8 @@ fuzz: ## every Fuzz… function, FUZZTIME (30s) each
 	done <<< "$$list"
 
 .PHONY: deploy-check
-deploy-check: helm ## the Helm chart and what else is deployed, without cluster or container engine
+deploy-check: deps helm ## the Helm chart and what else is deployed, without cluster or container engine
+	$(GO) test -count=1 -v -run '^TestTheUnit$$' ./deploy
 	cd deploy/check && HELM=$(HELM) $(GO) test -count=1 -timeout 10m ./...
 
 .PHONY: clean

@@ -15,7 +15,7 @@ func TestTheDashboard(t *testing.T) {
 	plugins.RegisterDefaultPlugins()
 	text, err := os.ReadFile("../grafana/orphanwatch.json")
 	require.NoError(t, err)
-	var d dashboard.Dashboard
+	var d dashboard.Dashboard //nolint:staticcheck // the kind that is provisioned by a file
 	for _, err := range []error{d.UnmarshalJSONStrict(text), d.Validate()} {
 		if err != nil {
 			require.Empty(t, err.Error()) // an empty list of errors is not nil there
