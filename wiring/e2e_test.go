@@ -343,7 +343,8 @@ func TestShadowModeRemovesNothing(t *testing.T) {
 // seems to be there.
 func TestADeleteHeldInSynchronousReplication(t *testing.T) {
 	w, rows := watched(t, 5)
-	require.NoError(t, w.sb.Postgres.Reconfigure(t.Context(), map[string]string{"synchronous_standby_names": "nobody"}))
+	release, err := w.sb.Postgres.HoldCommits(t.Context())
+	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	deleted := make(chan error, 1)
 	go func() {
@@ -354,7 +355,7 @@ func TestADeleteHeldInSynchronousReplication(t *testing.T) {
 	w.awaitStatus(recovery, "the delete to wait for its commit", func(s wiring.DaemonStatus) bool { return s.Queue.Waiting["commit"] == 1 || s.Queue.Strong == 1 })
 	w.stays(2*grace, rows...)
 	before := w.confirmed()
-	require.NoError(t, w.sb.Postgres.Reconfigure(t.Context(), map[string]string{"synchronous_standby_names": ""}))
+	require.NoError(t, release(t.Context()))
 	require.NoError(t, <-deleted)
 	w.gone(recovery, rows[0])
 	w.stays(grace, rows[1:]...)

@@ -292,15 +292,13 @@ func TestLookHeldCommit(t *testing.T) {
 	t.Parallel()
 	pg := sandbox.NewPostgres(t)
 	conn := connect(t, pg.URL())
-	exec(t, conn, `CREATE TABLE t (id uuid PRIMARY KEY)`, `INSERT INTO t VALUES ('`+uuid1+`')`,
-		`ALTER SYSTEM SET synchronous_standby_names = 'nobody'`, `SELECT pg_reload_conf()`)
+	exec(t, conn, `CREATE TABLE t (id uuid PRIMARY KEY)`, `INSERT INTO t VALUES ('`+uuid1+`')`)
+	release, err := pg.HoldCommits(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
 	s := open(t, pg.URL(), byKey("t"))
 	deleting := connect(t, pg.URL())
-	sandbox.AwaitTB(t, 10*time.Second, "synchronous replication", sandbox.Until(func() bool {
-		var names string
-		err := deleting.QueryRow(t.Context(), "SHOW synchronous_standby_names").Scan(&names)
-		return err == nil && names == "nobody"
-	}))
 	var xid uint32
 	exec(t, deleting, "BEGIN", `DELETE FROM t`)
 	if err := deleting.QueryRow(t.Context(), "SELECT pg_current_xact_id()::text::bigint").Scan(&xid); err != nil {
@@ -323,7 +321,9 @@ func TestLookHeldCommit(t *testing.T) {
 	if !answer.States[0].Exists || answer.Snapshot.Sees(xid) {
 		t.Fatalf("held: %+v sees %d: %v; want the row, and a snapshot that does not see", answer, xid, answer.Snapshot.Sees(xid))
 	}
-	exec(t, conn, "SET synchronous_commit = local", `ALTER SYSTEM SET synchronous_standby_names = ''`, `SELECT pg_reload_conf()`)
+	if err := release(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
