@@ -64,6 +64,8 @@ func (pg *Postgres) tryHeldCommit(ctx context.Context) error {
 	if _, err := watching.Exec(ctx, "SELECT pg_terminate_backend($1)", pid); err != nil {
 		return fmt.Errorf("end a held commit: %w", err)
 	}
-	<-ended // with the word that it was terminated
+	if err := <-ended; err == nil { // not with the word that it was terminated
+		return errNotHeld
+	}
 	return nil
 }
