@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -54,7 +53,7 @@ func TestTheExample(t *testing.T) {
 
 	sb := d.stores()
 	redis := d.redis(sb)
-	addr := freeAddr(t)
+	addr := sandbox.FreeAddr(t)
 	var traces atomic.Int64
 	collector := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		if body, err := io.ReadAll(r.Body); err == nil && len(body) > 0 && r.URL.Path == "/v1/traces" {
@@ -233,14 +232,6 @@ func says(path, pattern string) error {
 		err = fmt.Errorf("no line has %s", pattern)
 	}
 	return err
-}
-
-func freeAddr(t *testing.T) string {
-	t.Helper()
-	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
 }
 
 // get is the body of an answer; one that is not 200 is an error.

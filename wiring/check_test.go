@@ -142,7 +142,7 @@ func TestTheCheckFailsClosed(t *testing.T) {
 	a := newApplication(t, variant{})
 	token := a.withTokens("read")
 	rows := a.rows(1)
-	addr := freeAddr(t)
+	addr := sandbox.FreeAddr(t)
 	a.checking(addr, token, map[string]any{"startup_timeout": 0, "fail_open": false, "pause": 1})
 	w := a.work(1, nil)
 	ids := a.send(1, a.scan(rows[0], nil, nil))

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -47,7 +46,7 @@ func (w *world) run(env ...string) *daemon {
 // start starts a copy and does not wait.
 func (w *world) start(env ...string) *daemon {
 	w.t.Helper()
-	d := &daemon{t: w.t, addr: freeAddr(w.t), log: &logBuffer{}, done: make(chan struct{})}
+	d := &daemon{t: w.t, addr: sandbox.FreeAddr(w.t), log: &logBuffer{}, done: make(chan struct{})}
 	d.cmd = exec.Command(os.Args[0])
 	d.cmd.Env = slices.Concat([]string{
 		asDaemon + "=1", "PATH=" + os.Getenv("PATH"), "HOME=" + w.t.TempDir(),
@@ -70,14 +69,6 @@ func (w *world) start(env ...string) *daemon {
 		}
 	})
 	return d
-}
-
-func freeAddr(t *testing.T) string {
-	t.Helper()
-	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
 }
 
 func (d *daemon) alive() bool {

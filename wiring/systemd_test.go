@@ -201,7 +201,7 @@ func TestACallOfAStoreIsAStep(t *testing.T) {
 		return func(p redis.Pipeliner) error { p.Ping(ctx); return nil }
 	}
 	client, store := clients(w.redisURL(), w.watchURL())
-	away, gone := clients("redis://"+freeAddr(t), "postgres://nobody@"+freeAddr(t)+"/none")
+	away, gone := clients("redis://"+sandbox.FreeAddr(t), "postgres://nobody@"+sandbox.FreeAddr(t)+"/none")
 	for name, call := range map[string]func(ctx context.Context) error{
 		"a command":  func(ctx context.Context) error { return client.Ping(ctx).Err() },
 		"a pipeline": func(ctx context.Context) error { _, err := client.Pipelined(ctx, ping(ctx)); return err },

@@ -22,7 +22,7 @@ import (
 // One that is not ready, or not there, is exit code 5, with the reason.
 func TestHealth(t *testing.T) {
 	s := newSite(t, sandbox.NewExampleDatabase(t))
-	s = s.with("ORPHANWATCH_HTTP_ADDR=" + freeAddr(t))
+	s = s.with("ORPHANWATCH_HTTP_ADDR=" + sandbox.FreeAddr(t))
 	s.expect(exitUnreachable, []string{"health"}, "does not answer", "refused")
 	s.daemon()
 	s.expect(exitOK, []string{"health"}, "ok: leader")
@@ -35,7 +35,7 @@ func TestHealth(t *testing.T) {
 
 	dir := t.TempDir()
 	certify(t, dir)
-	addr := freeAddr(t)
+	addr := sandbox.FreeAddr(t)
 	standby := s.with("ORPHANWATCH_HTTP_ADDR="+addr, "ORPHANWATCH_HTTP_TLS_CERT="+filepath.Join(dir, "crt"), "ORPHANWATCH_HTTP_TLS_KEY="+filepath.Join(dir, "key"))
 	standby.daemon()
 	sandbox.AwaitTB(t, 10*time.Second, "the other copy to stand by", func() error {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -50,7 +49,7 @@ func newFeatures(t *testing.T) *features {
 	s := newSite(t, sandbox.NewExampleDatabase(t))
 	s.setup("children=public.task_logs")
 	f := &features{site: s, dir: t.TempDir()}
-	f.addr = freeAddr(t)
+	f.addr = sandbox.FreeAddr(t)
 	tokens := filepath.Join(f.dir, "tokens")
 	_, token, err := wiring.CreateToken(t.Context(), tokens, "all", []string{"admin"}, time.Hour)
 	if err != nil {
@@ -69,16 +68,6 @@ func newFeatures(t *testing.T) *features {
 	f.env = append(append([]string{}, s.environ...), "PATH="+f.dir+":"+os.Getenv("PATH"), "HOME="+f.dir, "TOKEN="+token, "TASK_ID="+doomed)
 	s.daemon()
 	return f
-}
-
-func freeAddr(t *testing.T) string {
-	t.Helper()
-	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 // again puts back what the commands before have removed: a living row and one that is

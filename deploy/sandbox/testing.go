@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"strconv"
 	"sync"
 	"time"
 )
@@ -72,6 +74,18 @@ func NewProxy(tb TB, upstream string) *Proxy {
 	}
 	tb.Cleanup(p.Close)
 	return p
+}
+
+// FreeAddr is an address of 127.0.0.1 for one test, on which nothing listens: no other
+// sandbox gets its port, nor does an outgoing connection.
+func FreeAddr(tb TB) string {
+	tb.Helper()
+	port, token, err := reservePort()
+	if err != nil {
+		tb.Fatalf("%v", err)
+	}
+	tb.Cleanup(func() { shut(token) })
+	return net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
 }
 
 // AwaitTB is Await with a timeout; the test fails when it passes.

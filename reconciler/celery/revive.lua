@@ -1,5 +1,5 @@
 -- revive: the row of a record exists (again): a deletion, and an operator's hold, from
--- before it was looked at are over, and so is the right to revoke it that was not used.
+-- before it was looked at are over, and so is the right to revoke it where nobody has noted that it was used.
 --
 -- KEYS[1]  the control hash
 -- KEYS[2]  the record of the subject, or that of its messages (pull.lua)
@@ -24,7 +24,7 @@ for i = 2, 4 do
 end
 redis.call('HDEL', KEYS[2], 'hold_until')
 if not record[5] then
-  redis.call('HDEL', KEYS[2], 'revoked_at') -- granted, and never published
+  redis.call('HDEL', KEYS[2], 'revoked_at') -- granted, and not known to have been published
 end
 if record[1] then
   redis.call('HSET', KEYS[2], 'revived_at', ARGV[2])
